@@ -1,0 +1,42 @@
+"""Zero-shot sketch-based image retrieval with the Domain-Smoothing Network, on Ray.
+
+    config.py       what a run is: one validated model per concern, YAML in and out
+    space.py        what a sweep varies
+    data/           pictures in
+        catalog.py    known data sets: layout, lists, splits
+        openmoji.py   the embedded demonstration data
+        shards.py     raw pictures -> checked Parquet shards
+        views.py      the three views of a picture
+        stream.py     Ray's object store -> batches of paired sketch and photo views
+        semantics.py  class -> row over the ImageNet classes
+        teaching.py   the teacher's logits, computed once per data set and kept
+    model/          the network: backbones, heads, weights, teacher, batch norm across ranks
+    objective/      what training pulls on: contrastive, memory, distillation
+    retrieval/      what a search gives: codes and metrics
+    learner.py      one worker's training state and step
+    worker.py       what every Ray Train worker runs
+    search.py, progress.py, final.py    a sweep's searcher, its view, and the final job
+    runtime.py      Ray's start-up
+    cli.py          what the commands share
+    train.py tune.py evaluate.py    the verbs: python -m dsn_ray.<verb>
+
+One way through the house: catalog -> shards -> stream -> worker (learner: network, objective) ->
+checkpoint -> features -> metrics. `model`, `objective` and `retrieval` know no Ray.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_VERBS = {
+    "run_training": "dsn_ray.train",
+    "run_sweep": "dsn_ray.tune",
+    "run_evaluation": "dsn_ray.evaluate",
+}
+__all__ = ["run_evaluation", "run_sweep", "run_training"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what a command does only when it is asked for: Ray and torch take seconds."""
+    if name in _VERBS:
+        return getattr(import_module(_VERBS[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,284 @@
+"""What all commands share: arguments, how errors are told, and exit statuses."""
+
+import argparse
+import functools
+import os
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dsn_ray.config import DEMONSTRATION, Config, load_config, parse_settings
+from dsn_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dsn_ray.runtime import Shape
+
+DONE, FAILED, WRONG_INPUT = 0, 1, 2
+
+
+class Interrupted(Exception):  # noqa: N818 - it is no error
+    """The user stopped the work; the message says how to go on."""
+
+
+class Command(Protocol):
+    """A command: takes the arguments of `sys.argv` where none are given; returns a status."""
+
+    def __call__(self, arguments: list[str] | None = None) -> int:
+        """Runs it."""
+
+
+def command(run: Callable[[list[str] | None], None]) -> Command:
+    """Turns a command's function into one that returns an exit status and explains errors.
+
+    The status is 0 where the work is done, 2 where the input was wrong (one line says what and
+    where) and 1 for anything else.
+    """
+
+    @functools.wraps(run)
+    def wrapped(arguments: list[str] | None = None) -> int:
+        try:
+            run(arguments)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return WRONG_INPUT
+        except (Interrupted, KeyboardInterrupt) as error:
+            print(f"Stopped. {error}".rstrip(), file=sys.stderr)
+            return FAILED
+        except Exception as error:  # the last place that can tell the user anything
+            log = getattr(error, "log", None)
+            if log is None:
+                traceback.print_exc()
+            else:
+                print(f"failed: {_first_line(error)} (more in {log})", file=sys.stderr)
+            return FAILED
+        return DONE
+
+    return wrapped
+
+
+def parser(doc: str | None, module: str) -> argparse.ArgumentParser:
+    """An argument parser whose help is the module's docstring, example included."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def add_data_argument(to: argparse.ArgumentParser) -> None:
+    """Adds `--data NAME=DIR`, which may be given several times."""
+    to.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="raw data root or prepared shards of sketchy, tuberlin, folder:LABEL; or one of the "
+        "embedded openmoji-nature, openmoji-things (default: these two)",
+    )
+
+
+def add_config_arguments(to: argparse.ArgumentParser) -> None:
+    """Adds `--config F` and `--set section.key=value`."""
+    to.add_argument("--config", type=Path, metavar="F", help="YAML file with settings")
+    to.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="settings",
+        metavar="KEY=VALUE",
+        help="one setting, as in loss.lambda1=0.2; may be repeated",
+    )
+    to.add_argument(
+        "--weights", metavar="FILE", help='ImageNet weights of the backbone, or "none" for random'
+    )
+
+
+def add_shape_arguments(to: argparse.ArgumentParser) -> None:
+    """Adds the options that shape a run on the cluster."""
+    group = to.add_argument_group("on the cluster")
+    group.add_argument("--workers", type=int, default=2, metavar="N", help="per training (2)")
+    group.add_argument("--gpus-per-worker", type=float, metavar="X", help="(1 where there are any)")
+    group.add_argument("--cpus-per-worker", type=float, metavar="Y", help="(an equal share)")
+    group.add_argument("--concurrent", type=int, metavar="K", help="trainings at a time")
+    group.add_argument(
+        "--wait", type=float, default=900, metavar="S", help="seconds for an autoscaler (900)"
+    )
+
+
+def shape_of(parsed: argparse.Namespace) -> "Shape":
+    """The options of `add_shape_arguments`.
+
+    Raises:
+        UserError: If one is out of range.
+    """
+    from dsn_ray.runtime import Shape
+
+    lowest = {"workers": 1, "gpus_per_worker": 0, "cpus_per_worker": 0, "concurrent": 1, "wait": 0}
+    for name, least in lowest.items():
+        value = getattr(parsed, name)
+        if value is not None and value < least:
+            option = "--" + name.replace("_", "-")
+            raise UserError(f"{option} {value:g}: at least {least} is needed.")
+    return Shape(**{name: getattr(parsed, name) for name in lowest})
+
+
+def add_run_arguments(to: argparse.ArgumentParser) -> None:
+    """Adds `--name` and `--storage`, which say where a run's folder is."""
+    to.add_argument("--name", metavar="N", help="of the run (default: what it runs, and the time)")
+    to.add_argument("--storage", metavar="DIR_OR_URL", help="where runs go (default: runs)")
+
+
+def config_of(
+    parsed: argparse.Namespace, embedded: bool, layers: Mapping[str, Any] | None = None
+) -> Config:
+    """The configuration that the options of `add_config_arguments` ask for.
+
+    Args:
+        parsed: the options; `--set` goes over `layers`, which go over `--config`.
+        embedded: whether the embedded data is run, which has defaults of its own.
+        layers: settings by dotted name.
+
+    Raises:
+        UserError: If a file, a name or a value is not allowed.
+    """
+    settings = parse_settings(parsed.settings)
+    if parsed.weights:
+        settings["network.weights"] = parsed.weights
+    if parsed.config:
+        base = load_config(parsed.config)
+    else:
+        base = Config().with_settings(DEMONSTRATION if embedded else {})
+    return base.with_settings(layers or {}).with_settings(settings)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run keeps what it makes.
+
+    Attributes:
+        folder: the run's folder on this machine.
+        storage: folder or URL for checkpoints and Ray's state.
+    """
+
+    folder: Path
+    storage: str
+
+
+def find_run(name: str, storage: str | None) -> Run:
+    """The places of a run, whether it exists or not.
+
+    Raises:
+        UserError: If the name is more than a name.
+    """
+    if Path(name).name != name or name.startswith("."):
+        raise UserError(f"--name {name}: this must be a plain name, without folders.")
+    if storage is not None and "://" in storage:
+        return Run(Path("runs").absolute() / name, f"{storage.rstrip('/')}/{name}")
+    folder = Path(storage or "runs").absolute() / name
+    return Run(folder, str(folder))
+
+
+@contextmanager
+def run_folder(name: str | None, stem: str, storage: str | None) -> Iterator[Run]:
+    """Makes the folder of a new run, and takes it away again if bad input stops the run.
+
+    Args:
+        name: of the run; None for the stem and the time.
+        stem: what is run.
+        storage: folder or URL that holds runs; None for `runs` in the working folder.
+
+    Raises:
+        UserError: If the folder exists or cannot be made.
+    """
+    run = find_run(name or f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}", storage)
+    if run.folder.exists():
+        raise UserError(
+            f"--name {run.folder.name}: {run.folder} exists already; choose another name, or give "
+            "--resume to go on with it."
+        )
+    check_writable(run.folder.parent, "--storage")
+    run.folder.mkdir()
+    try:
+        yield run
+    except UserError:
+        shutil.rmtree(run.folder, ignore_errors=True)
+        raise
+
+
+def parse_data(arguments: list[str]) -> list[tuple[str, Path | None]]:
+    """Names and folders of `--data`.
+
+    Raises:
+        UserError: If one is malformed or given twice.
+    """
+    from dsn_ray.data.catalog import parse_data_argument
+
+    parsed = [parse_data_argument(text) for text in arguments]
+    names = [name for name, _ in parsed]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"--data {name} is given twice; label the second as folder:LABEL.")
+    return [(name, root and root.absolute()) for name, root in parsed]
+
+
+def check_writable(folder: Path, where: str) -> None:
+    """Makes sure that files can be written into a folder, which is made where it is missing.
+
+    Raises:
+        UserError: If not.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{where} {folder}: cannot be written to ({error.strerror}).") from None
+
+
+@contextmanager
+def quiet_log(name: str, folder: Path | None = None) -> "Iterator[Console]":
+    """Keeps Ray's chatter in a log file whose path is printed; errors gain that path as `log`.
+
+    Args:
+        name: of the log file.
+        folder: where it goes; None for the temporary folder.
+    """
+    from dsn_ray.runtime import chatter_to
+
+    log = (folder or Path(tempfile.gettempdir())) / f"{name}.log"
+    if folder is None:
+        log = log.with_stem(f"dsn-ray-{name}-{os.getpid()}")
+    try:
+        with chatter_to(log) as console:
+            console.print(f"Ray's messages go to {log}", style="dim", soft_wrap=True)
+            try:
+                yield console
+            except UserError:
+                raise
+            except Exception:
+                traceback.print_exc()
+                raise
+    except UserError:
+        raise
+    except Exception as error:
+        error.log = log  # type: ignore[attr-defined]
+        raise
+
+
+def _first_line(error: BaseException) -> str:
+    """The innermost cause's first line: Ray wraps errors several times."""
+    cause: Any = error
+    while getattr(cause, "cause", None) or cause.__cause__:
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    lines = str(cause).strip().splitlines() or [""]
+    return f"{type(cause).__name__}: {lines[0]}"

@@ -1,0 +1,291 @@
+"""What a run is: one validated model per concern, YAML and `--set` in, YAML out.
+
+A setting is named by its section and key, as in `loss.lambda1`. The defaults are the paper's;
+`DEMONSTRATION` holds what the embedded demonstration data wants instead.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dsn_ray.errors import UserError
+
+
+class Section(BaseModel):
+    """A group of settings: unknown keys are errors, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class NetworkConfig(Section):
+    """The network (section 3 of the paper)."""
+
+    backbone: Literal["cse_resnet50", "efficientnet_lite0"] = "cse_resnet50"
+    """The trunk: the paper's, or a small one with weights from the Python registry."""
+    dim: int = Field(64, ge=1, le=1000)
+    """d, length of the embedding; the paper reports 64 and 512."""
+    projection_dim: int = Field(128, ge=1)
+    """Length of the contrastive projection."""
+    bn_momentum: float | None = Field(None, gt=0, le=1)
+    """Batch-norm momentum; none keeps the backbone's own."""
+    weights: str | None = None
+    """File with ImageNet weights; none takes the backbone's usual place, "none" random ones."""
+
+
+class LossConfig(Section):
+    """The objective (eqs. 2 to 9)."""
+
+    lambda1: float = Field(0.1, ge=0, allow_inf_nan=False)
+    """Weight of the contrastive loss L_cmcm."""
+    lambda2: float = Field(1.0, ge=0, allow_inf_nan=False)
+    """Weight of the memory loss L_ml."""
+    lambda3: float = Field(1.0, ge=0, allow_inf_nan=False)
+    """Weight of classification and distillation, L_cls + L_ask."""
+    tau: float = Field(0.07, gt=0, allow_inf_nan=False)
+    """Temperature of the contrastive loss."""
+    mask_weight: float = Field(0.3, ge=0, allow_inf_nan=False)
+    """How much the semantic mask bends the teacher's label."""
+
+
+class MemoryConfig(Section):
+    """The bank of sketch features (eqs. 3 to 5)."""
+
+    k: int = Field(10, ge=1)
+    """Sketch features kept per class."""
+    features: Literal["trunk", "embedding"] = "trunk"
+    """Which features the bank holds and L_ml compares."""
+
+
+class OptimizerConfig(Section):
+    """Adam with a learning rate that falls exponentially, step by step."""
+
+    lr: float = Field(1e-4, gt=0)
+    """Learning rate of the first step."""
+    lr_end: float = Field(1e-7, gt=0)
+    """Learning rate of the last step."""
+    weight_decay: float = Field(5e-4, ge=0)
+    """Coupled (L2) weight decay."""
+
+
+class DataConfig(Section):
+    """What a batch is made of."""
+
+    px: int = Field(224, ge=32, le=512)
+    """Side of a picture in pixels."""
+    sketches_per_batch: int = Field(32, ge=1)
+    """Sketches in a batch, over all workers."""
+    photos_per_batch: int = Field(64, ge=1)
+    """Photos in a batch, over all workers."""
+    epoch: Literal["shorter", "longer"] = "shorter"
+    """An epoch ends with the shorter domain, or with the longer while the shorter repeats."""
+    per_class: int | None = Field(None, ge=1)
+    """Train on at most so many sketches and photos of each class; none takes all."""
+    teacher_px: int = Field(224, ge=32, le=512)
+    """Side at which the teacher sees the photos."""
+    validation_classes: int = Field(10, ge=1)
+    """Seen classes held out to choose settings by; training never sees them during a sweep."""
+    validation_seed: int = 0
+    """Which classes those are."""
+
+
+class AugmentConfig(Section):
+    """Random views of a picture (eq. 1): one move shared by all views, then changes of each.
+
+    Where the paper is silent the numbers are those of the code released with it.
+    """
+
+    shared: float = Field(0.7, ge=0, le=1)
+    """Probability that a picture is moved at all, once for its three views."""
+    flip: float = Field(0.5, ge=0, le=1)
+    """Probability of a mirror image within the shared move."""
+    scale: float = Field(0.5, ge=0, le=1)
+    """Probability of a change of size within the shared move."""
+    scale_range: tuple[float, float] = (0.7, 1.3)
+    """Least and greatest factor, drawn for each axis on its own."""
+    rotate: float = Field(0.5, ge=0, le=1)
+    """Probability of a rotation within the shared move."""
+    degrees: float = Field(30.0, ge=0, le=180)
+    """Greatest rotation either way."""
+    shift: float = Field(0.5, ge=0, le=1)
+    """Probability of a shift within the shared move."""
+    shift_px: float = Field(10.0, ge=0)
+    """Greatest shift along each axis, in pixels of a picture 224 pixels wide."""
+    centre: Literal["picture", "corner"] = "picture"
+    """The fixed point of scale and rotation; the corner is a fault of the released code."""
+    fill: Literal["natural", "black"] = "natural"
+    """What lies beyond the picture: white paper around a sketch and the nearest pixel of the edge
+    around a photo; black is a fault of the released code."""
+    view_flip: float = Field(0.5, ge=0, le=1)
+    """Probability of a mirror image, for each augmented view."""
+    jitter: float = Field(0.8, ge=0, le=1)
+    """Probability of a change of colours, for each augmented view."""
+    brightness: float = Field(0.4, ge=0, le=1)
+    """Factors are drawn from 1 - brightness to 1 + brightness."""
+    contrast: float = Field(0.4, ge=0, le=1)
+    """The same for contrast."""
+    saturation: float = Field(0.4, ge=0, le=1)
+    """The same for saturation."""
+    hue: float = Field(0.1, ge=0, le=0.5)
+    """Shifts are drawn from -hue to hue, in turns of the colour circle."""
+    grey: float = Field(0.2, ge=0, le=1)
+    """Probability of losing all colour, for each augmented view."""
+
+
+class TrainConfig(Section):
+    """How long and from which seed."""
+
+    epochs: int = Field(10, ge=1)
+    """Passes over the seen classes."""
+    seed: int = Field(0, ge=0)
+    """Decides the network's new weights, the order of pictures and their augmentation."""
+
+
+class Config(Section):
+    """Everything that decides the numbers of a training run."""
+
+    network: NetworkConfig = NetworkConfig()
+    loss: LossConfig = LossConfig()
+    memory: MemoryConfig = MemoryConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    train: TrainConfig = TrainConfig()
+
+    def with_settings(self, settings: Mapping[str, Any], where: str = "--set") -> "Config":
+        """A copy with some settings replaced.
+
+        Args:
+            settings: values by dotted name, as in `{"loss.lambda1": 0.2}`.
+            where: where they come from, for the message.
+
+        Raises:
+            UserError: If a name is unknown or a value is not allowed.
+        """
+        tree = self.model_dump()
+        for name, value in settings.items():
+            section, _, key = name.partition(".")
+            if section not in tree or key not in tree[section]:
+                raise UserError(f"{where}: {name} is not a setting; {_names_near(name)}.")
+            tree[section][key] = value
+        return parse_config(tree, where)
+
+
+DEMONSTRATION: dict[str, Any] = {
+    "network.backbone": "efficientnet_lite0",
+    "data.px": 64,
+    "data.epoch": "longer",
+    "data.validation_classes": 3,
+    "optimizer.lr": 1e-3,
+    "optimizer.lr_end": 1e-5,
+    "train.epochs": 3,
+}
+"""Settings of the embedded demonstration: small pictures and few epochs, for two cores."""
+
+
+def parse_config(tree: object, where: str) -> Config:
+    """Builds a configuration from nested mappings, as YAML gives them.
+
+    Args:
+        tree: sections by name; what is left out takes its default.
+        where: the file, for the message.
+
+    Raises:
+        UserError: If a key is unknown or a value is not allowed.
+    """
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(explain(error, where, Config)) from None
+
+
+def load_yaml(path: Path) -> Any:
+    """Reads a YAML file.
+
+    Raises:
+        UserError: If it cannot be read or is not YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not a text file"
+        raise UserError(f"{path} cannot be read: {reason}.") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line}: this is not valid YAML.") from None
+
+
+def load_config(path: Path) -> Config:
+    """Reads a configuration file with any of the sections; the rest takes its defaults.
+
+    Raises:
+        UserError: If it cannot be read, a key is unknown or a value is not allowed.
+    """
+    return parse_config(load_yaml(path) or {}, str(path))
+
+
+def parse_settings(pairs: list[str]) -> dict[str, Any]:
+    """Reads `--set` arguments: `loss.lambda1=0.2` gives `{"loss.lambda1": 0.2}`.
+
+    Raises:
+        UserError: If one is not of the form `section.key=value`.
+    """
+    settings = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise UserError(f"--set {pair}: write it as section.key=value, as in loss.lambda1=0.2.")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        settings[name.strip()] = _number(value)
+    return settings
+
+
+def explain(error: ValidationError, where: str, model: type[BaseModel]) -> str:
+    """One sentence for the first thing that is wrong: file, key and what is allowed."""
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        allowed = model.model_fields
+        for part in first["loc"][:-1]:
+            inner = allowed[str(part)].annotation if str(part) in allowed else None
+            if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+                break
+            allowed = inner.model_fields
+        return f"{where}: {name} is not a known key; allowed are {', '.join(allowed)}."
+    message = first["msg"].removeprefix("Value error, ").rstrip(".")
+    message = message[0].lower() + message[1:]
+    given = "" if first["type"] == "missing" else f" (given: {first['input']!r})"
+    return f"{where}: {name or 'the whole file'}: {message}{given}."
+
+
+def setting_names() -> list[str]:
+    """Every setting by its dotted name."""
+    return [
+        f"{section}.{key}"
+        for section, field in Config.model_fields.items()
+        for key in field.annotation.model_fields  # type: ignore[union-attr]
+    ]
+
+
+def _names_near(name: str) -> str:
+    section = name.partition(".")[0]
+    if section in Config.model_fields:
+        keys = [n for n in setting_names() if n.startswith(f"{section}.")]
+        return f"section {section} has {', '.join(keys)}"
+    return f"the sections are {', '.join(Config.model_fields)}, as in loss.lambda1"
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-4 as text; people mean a number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

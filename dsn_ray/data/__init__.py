@@ -1,0 +1,1 @@
+"""Pictures in: the data sets that are known, their shards, and batches of views."""

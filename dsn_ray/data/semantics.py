@@ -1,0 +1,162 @@
+"""The semantic mask: how close each class of a data set is to each of the 1000 ImageNet classes.
+
+Distillation adds a class's row to the teacher's logits (Liu et al., ICCV 2019). The rule, by the
+WordNet synsets of the class: 1 where one of them equals the synset of the ImageNet class, or one is
+a hyponym of the other; else their WordNet path similarity where it is above 0.2; else 0. With
+several synsets the largest value counts.
+
+The masks of Sketchy and TU-Berlin are the published ones, which differ from the rule in that a
+later synset of a class overwrites an earlier one. The mask of the embedded emoji is built by
+`build_mask` from `openmoji_synsets.tsv` and WordNet 3.0:
+
+    synsets = openmoji_synsets()
+    mask = build_mask(synsets, wordnet_folder, imagenet_wnids())
+    np.savez_compressed(FILES / "semantic_mask_openmoji.npz", mask=mask, classes=list(synsets))
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dsn_ray.data.catalog import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+FILES = Path(__file__).with_name("files")
+IMAGENET_CLASSES = 1000
+LEAST_SIMILARITY = 0.2
+
+
+def mask_rows(source_semantics: str, classes: Sequence[str]) -> NDArray[np.float32]:
+    """Return the mask of some classes, by name.
+
+    Args:
+        source_semantics: the mask to read, `Source.semantics`; one that is not shipped, such as
+            `none`, has only zeros, which leaves the teacher's labels as they are.
+        classes: C class names in any order.
+
+    Returns:
+        Float32 [C, 1000] with values 0, 1/4, 1/3 and 1. A class that the mask does not know has a
+        row of zeros; one warning names all such classes.
+    """
+    import numpy as np
+
+    rows = np.zeros((len(classes), IMAGENET_CLASSES), np.float32)
+    file = FILES / f"semantic_mask_{source_semantics}.npz"
+    if not file.is_file():
+        warnings.warn(
+            "There is no semantic mask for this data, so the teacher's labels stay as they are.",
+            stacklevel=2,
+        )
+        return rows
+    with np.load(file) as stored:
+        known = dict(zip(stored["classes"].tolist(), stored["mask"], strict=True))
+    if unknown := [name for name in classes if name not in known]:
+        warnings.warn(
+            f"The {source_semantics} semantic mask has no row for {', '.join(unknown)}, "
+            "so the teacher's labels of these classes stay as they are.",
+            stacklevel=2,
+        )
+    for row, name in zip(rows, classes, strict=True):
+        row[:] = known.get(name, 0)
+    return rows
+
+
+def imagenet_wnids() -> tuple[str, ...]:
+    """Return the 1000 WordNet ids of the ImageNet classes, in the order of classifier outputs."""
+    return tuple((FILES / "imagenet1k_wnids.txt").read_text("ascii").split())
+
+
+def openmoji_synsets() -> dict[str, tuple[str, ...]]:
+    """Return the WordNet ids of every emoji class; a class that no noun fits has none."""
+    rows = (FILES / "openmoji_synsets.tsv").read_text("utf-8").splitlines()[1:]
+    return {
+        name: tuple(wnids.split(",")) if wnids else ()
+        for name, wnids, _ in (row.split("\t") for row in rows)
+    }
+
+
+def build_mask(
+    class_synsets: Mapping[str, Sequence[str]], wordnet_folder: Path, wnids: Sequence[str]
+) -> NDArray[np.float32]:
+    """Build a semantic mask from WordNet.
+
+    Args:
+        class_synsets: the WordNet ids, such as `n02121620`, of each of C classes.
+        wordnet_folder: the folder of WordNet 3.0's `data.noun`.
+        wnids: the WordNet ids of the 1000 ImageNet classes, in the order of the columns.
+
+    Returns:
+        Float32 [C, 1000], a row for each class in the order given.
+
+    Raises:
+        DataError: there is no `data.noun`, or it lacks a synset.
+    """
+    import numpy as np
+
+    hypernyms = _read_hypernyms(wordnet_folder)
+    columns = [_ancestors(wnid, hypernyms) for wnid in wnids]
+    rows = np.zeros((len(class_synsets), len(wnids)), np.float32)
+    for row, synsets in zip(rows, class_synsets.values(), strict=True):
+        for synset in synsets:
+            own = _ancestors(synset, hypernyms)
+            row[:] = np.maximum(row, [_closeness(own, column) for column in columns])
+    return rows
+
+
+def _closeness(one: Mapping[str, int], other: Mapping[str, int]) -> float:
+    """Return the rule's value for two synsets, each given by its ancestors' distances."""
+    shared = one.keys() & other.keys()
+    if not shared:
+        return 0.0
+    if any(0 in (one[wnid], other[wnid]) for wnid in shared):
+        return 1.0
+    similarity = 1 / (1 + min(one[wnid] + other[wnid] for wnid in shared))
+    return similarity if similarity > LEAST_SIMILARITY else 0.0
+
+
+def _ancestors(wnid: str, hypernyms: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """Return the least number of steps up to every synset that a synset is a kind of.
+
+    The path between two synsets that WordNet's path similarity, 1 / (1 + length), counts leads up
+    to a shared ancestor and down again, so these distances are all that it takes.
+    """
+    if wnid not in hypernyms:
+        raise DataError(f"WordNet's data.noun has no synset {wnid!r}.")
+    distances = {wnid: 0}
+    queue = [wnid]
+    for current in queue:
+        for parent in hypernyms[current]:
+            if parent not in distances:
+                distances[parent] = distances[current] + 1
+                queue.append(parent)
+    return distances
+
+
+def _read_hypernyms(wordnet_folder: Path) -> dict[str, tuple[str, ...]]:
+    """Read the hypernyms, instance hypernyms included, of every noun synset.
+
+    A line of `data.noun` is `offset file n word-count (word id)... pointer-count (symbol offset
+    part-of-speech source)... | gloss`, with the word count in hexadecimal (WordNet's wndb(5WN)).
+    """
+    file = wordnet_folder / "data.noun"
+    if not file.is_file():
+        raise DataError(f"{wordnet_folder} has no data.noun; Debian's wordnet-base installs one.")
+    hypernyms = {}
+    with file.open(encoding="ascii") as lines:
+        for line in lines:
+            if line.startswith(" "):  # the licence at the head of the file
+                continue
+            fields = line.partition("|")[0].split()
+            pointers = fields[5 + 2 * int(fields[3], 16) :]
+            hypernyms[f"n{fields[0]}"] = tuple(
+                f"n{offset}"
+                for symbol, offset in zip(pointers[::4], pointers[1::4], strict=True)
+                if symbol in ("@", "@i")
+            )
+    return hypernyms

@@ -1,0 +1,78 @@
+"""The teacher's logits of a data set's seen photos, computed once and kept beside the shards."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.data
+import torch
+
+from dsn_ray.config import Config
+from dsn_ray.data.shards import Shards
+from dsn_ray.data.stream import TeacherLogits
+from dsn_ray.data.views import decode
+from dsn_ray.model import Teacher, imagenet_weights
+
+_BATCH = 32
+_CPUS = 0.5  # of an actor: reading the pictures needs the rest, or the job waits for ever
+
+
+def teacher_logits(shards: Shards, config: Config) -> TeacherLogits:
+    """What the teacher says of the seen photos as they are stored.
+
+    The result is kept in the shard folder under the weights' digest and the teacher's picture
+    size, so that other weights or sizes never meet an old result.
+
+    Args:
+        shards: the data set.
+        config: decides the teacher's backbone, weights and picture size.
+
+    Raises:
+        UserError: If the backbone's weights are missing.
+    """
+    weights = imagenet_weights(config.network.backbone, config.network.weights)
+    which = weights.digest[:16] if weights else f"random-{config.network.backbone}"
+    kept = shards.directory / f"teacher-{which}-{config.data.teacher_px}.parquet"
+    if not kept.exists():
+        _compute(shards, config, kept)
+    table = pq.read_table(kept)
+    logits = np.frombuffer(b"".join(table["logits"].to_pylist()), np.float16)
+    return TeacherLogits(table["id"].to_numpy(), logits.reshape(len(table), -1))
+
+
+def _compute(shards: Shards, config: Config, kept: Path) -> None:
+    cluster = ray.cluster_resources()
+    on_gpu = cluster.get("GPU", 0) >= 1
+    rows = shards.rows("seen", "photo").select_columns(["id", "encoded"])
+    judged = rows.map_batches(
+        _Judge,
+        fn_constructor_kwargs={"config": config},
+        batch_size=_BATCH,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(
+            size=int(cluster["GPU"] if on_gpu else max(1, cluster.get("CPU", 1)))
+        ),
+        num_gpus=1 if on_gpu else 0,
+        num_cpus=_CPUS,
+    )
+    table = pa.concat_tables(ray.get(judged.to_arrow_refs())).sort_by("id")
+    unfinished = kept.with_suffix(".unfinished")
+    pq.write_table(table, unfinished)
+    unfinished.replace(kept)
+
+
+class _Judge:
+    """Decodes photos and asks the teacher."""
+
+    def __init__(self, config: Config) -> None:
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.px = config.data.teacher_px
+        self.teacher = Teacher.from_config(config.network).to(self.device)
+        torch.set_num_threads(1)
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        pictures = np.stack([decode(cell.as_py(), self.px) for cell in rows["encoded"]])
+        logits = self.teacher.logits(torch.from_numpy(pictures).to(self.device))
+        cells = [row.tobytes() for row in logits.half().cpu().numpy()]
+        return pa.table({"id": rows["id"], "logits": pa.array(cells, pa.binary())})

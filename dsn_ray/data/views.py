@@ -1,0 +1,202 @@
+"""Pictures from encoded bytes, and the three training views of each.
+
+Every sketch and photo meets the network three times (Wang et al., IJCAI 2021, eq. 1): as it is, and
+in two random augmentations. Where the paper is silent the numbers are those of the code released
+with it, which first moves the picture once, before all three views.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from dsn_ray.config import AugmentConfig
+
+Pixels: TypeAlias = NDArray[np.uint8]
+Colours: TypeAlias = NDArray[np.float32]
+
+PIXEL_LIMIT = 64_000_000
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+OWN_SIXTH = np.array([[0], [2], [4]], np.float32)  # the hues of red, green and blue
+
+
+class UndecodablePicture(ValueError):  # noqa: N818
+    """The bytes are no picture that can be decoded; the message says why."""
+
+
+def decode(encoded: bytes, px: int) -> Pixels:
+    """Decodes the first frame of a picture and resizes it to a square.
+
+    Pictures that are not square are squashed, as the released code does; the official ones all are
+    square. Transparent pictures are laid on white, and a camera's orientation tag is obeyed.
+
+    Args:
+        encoded: a file in one of `FORMATS`.
+        px: side of the result in pixels.
+
+    Returns:
+        RGB, uint8 [3, px, px].
+
+    Raises:
+        UndecodablePicture: the bytes are empty, truncated, of another format or of more than
+            `PIXEL_LIMIT` pixels.
+    """
+    rgb = np.array(open_rgb(encoded, least_px=px))
+    # torch resizes uint8 several times faster than PIL does
+    batch = torch.from_numpy(rgb).permute(2, 0, 1).unsqueeze(0)
+    resized = functional.interpolate(batch, (px, px), mode="bilinear", antialias=True)
+    return resized[0].contiguous().numpy()
+
+
+def open_rgb(encoded: bytes, least_px: int | None = None) -> Image.Image:
+    """Decodes the first frame of a picture, upright and on white.
+
+    Args:
+        encoded: a file in one of `FORMATS`.
+        least_px: a JPEG may be decoded at a reduced size that is at least this on both sides.
+
+    Raises:
+        UndecodablePicture: as `decode`.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+            if image.width * image.height > PIXEL_LIMIT:
+                raise UndecodablePicture(f"{image.width} x {image.height} pixels are too many")
+            if least_px is not None:
+                image.draft("RGB", (least_px, least_px))
+            return _on_white(image)
+    except UndecodablePicture:
+        raise
+    except Exception as error:  # the decoders let nearly any exception escape on broken bytes
+        raise UndecodablePicture(f"{type(error).__name__}: {error}") from error
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Turns a picture of any mode upright and into RGB, transparent parts white."""
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I"):
+        image = image.convert("I").point(lambda level: level / 257).convert("L")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def three_views(
+    picture: Pixels, is_sketch: bool, rng: np.random.Generator, config: AugmentConfig
+) -> Pixels:
+    """Makes the three views of one picture.
+
+    Args:
+        picture: RGB, uint8 [3, px, px].
+        is_sketch: decides only how the shared move fills the space beyond the picture.
+        rng: the one source of chance, so that equal generators give equal views.
+        config: probabilities and strengths.
+
+    Returns:
+        uint8 [3, 3, px, px]: the picture after the shared move, then two augmentations of it.
+    """
+    if rng.random() < config.shared:
+        picture = _moved(picture, is_sketch, rng, config)
+    return np.stack([picture, *(_augmented(picture, rng, config) for _ in range(2))])
+
+
+def _moved(
+    picture: Pixels, is_sketch: bool, rng: np.random.Generator, config: AugmentConfig
+) -> Pixels:
+    """Mirrors, scales, rotates and shifts in this order, each by chance."""
+    chances = [config.flip, config.scale, config.rotate, config.shift]
+    flip, scale, rotate, shift = rng.random(4) < chances
+    if flip:
+        picture = picture[:, :, ::-1]
+    if not (scale or rotate or shift):
+        return picture
+    factors = rng.uniform(*config.scale_range, size=2) if scale else np.ones(2)
+    angle = math.radians(rng.uniform(-config.degrees, config.degrees)) if rotate else 0.0
+    # In half widths, the unit of grid_sample: the middle is at (0, 0), the upper left at (-1, -1).
+    offset = rng.uniform(-1, 1, size=2) * config.shift_px / 112 if shift else np.zeros(2)
+    fixed = np.full(2, -1.0 if config.centre == "corner" else 0.0)
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    back = np.linalg.inv(turn * factors)
+    theta = np.column_stack([back, fixed - back @ (fixed + offset)]).astype(np.float32)
+
+    natural = config.fill == "natural"
+    beyond = 255.0 if natural and is_sketch else 0.0
+    padding = "border" if natural and not is_sketch else "zeros"
+    colours = torch.from_numpy(picture.astype(np.float32) - beyond)
+    # affine_grid gives the same grid, but takes twice as long as the sampling itself.
+    middles = (np.arange(0.5, picture.shape[1], dtype=np.float32) * 2 / picture.shape[1]) - 1
+    planes = np.stack([np.add.outer(y * middles + at, x * middles) for x, y, at in theta])
+    grid = torch.from_numpy(planes).permute(1, 2, 0)
+    warped = functional.grid_sample(
+        colours[None], grid[None], padding_mode=padding, align_corners=False
+    )
+    return _rounded((warped[0] + beyond).numpy())
+
+
+def _augmented(picture: Pixels, rng: np.random.Generator, config: AugmentConfig) -> Pixels:
+    """Mirrors, changes the colours and takes them away, each by chance."""
+    flip, jitter, grey = rng.random(3) < [config.view_flip, config.jitter, config.grey]
+    if flip:
+        picture = picture[:, :, ::-1]
+    if not (jitter or grey):
+        return picture
+    colours = picture.reshape(3, -1).astype(np.float32)
+    if jitter:
+        spread = np.array([config.brightness, config.contrast, config.saturation, config.hue])
+        amounts = rng.uniform(-spread, spread)
+        for step in rng.permutation(4):
+            colours = JITTERS[step](colours, float(amounts[step]))
+    if grey:
+        colours = np.broadcast_to(LUMA @ colours, colours.shape)
+    return _rounded(colours).reshape(picture.shape)
+
+
+def _rounded(colours: Colours) -> Pixels:
+    return (colours + np.float32(0.5)).astype(np.uint8)
+
+
+def _blended(colours: Colours, neutral: Colours | np.float32, amount: float) -> Colours:
+    """Moves colours [3, n] away from the neutral ones by `amount` of their distance."""
+    result = colours * np.float32(1 + amount)
+    result -= neutral * np.float32(amount)
+    return np.clip(result, 0, 255, out=result)
+
+
+def _hue_turned(colours: Colours, amount: float) -> Colours:
+    """Turns the hue of colours [3, n] by `amount` of a turn, keeping HSV saturation and value."""
+    red, green, blue = colours
+    low, high = colours.min(axis=0), colours.max(axis=0)
+    chroma = high - low
+    if not chroma.any():  # a grey picture, as nearly every sketch is
+        return colours
+    sixths = np.where(
+        high == red,
+        green - blue,
+        np.where(high == green, blue - red + 2 * chroma, red - green + 4 * chroma),
+    )
+    sixths /= np.maximum(chroma, np.float32(1e-6))
+    sixths += np.float32(6 * amount)
+    sixths -= 6 * np.rint((sixths - 2) / 6)
+    # A channel is full within one sixth of a turn of its own hue and absent beyond two sixths.
+    nearness = np.abs(np.abs(sixths - OWN_SIXTH) - 3) - 1
+    return low + chroma * np.clip(nearness, 0, 1, out=nearness)
+
+
+JITTERS: tuple[Callable[[Colours, float], Colours], ...] = (
+    lambda colours, amount: _blended(colours, np.float32(0), amount),
+    lambda colours, amount: _blended(colours, LUMA @ colours.mean(axis=1), amount),
+    lambda colours, amount: _blended(colours, LUMA @ colours, amount),
+    _hue_turned,
+)
+"""Brightness, contrast, saturation and hue, changed as torchvision's ColorJitter defines it."""

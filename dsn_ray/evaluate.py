@@ -1,0 +1,328 @@
+"""mAP@all and Prec@100 of a checkpoint on unseen classes, or of features made elsewhere.
+
+Examples:
+    python -m dsn_ray.evaluate --checkpoint runs/NAME/final/openmoji-nature-seed0/CHECKPOINT
+    python -m dsn_ray.evaluate --features features.npz --json rows.json
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dsn_ray import cli
+from dsn_ray.config import Config
+from dsn_ray.errors import UserError
+
+if TYPE_CHECKING:
+    import ray
+    import torch
+    from numpy.typing import NDArray
+
+    from dsn_ray.data.shards import Shards
+    from dsn_ray.data.stream import Pictures
+    from dsn_ray.model.weights import ImagenetWeights
+    from dsn_ray.runtime import Resources
+
+Row = dict[str, Any]
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained network on disk.
+
+    Attributes:
+        directory: holds `state.pt` and `about.json`.
+        data: the data set it was trained on.
+        root: where that was read from; None for the embedded ones.
+        config: the configuration of the training.
+        classes: the classes it was trained on.
+    """
+
+    directory: Path
+    data: str
+    root: Path | None
+    config: Config
+    classes: tuple[str, ...]
+
+    def network_state(self) -> "dict[str, torch.Tensor]":
+        """The network's parameters and buffers."""
+        import torch
+
+        state = torch.load(self.directory / "state.pt", map_location="cpu", weights_only=True)
+        network: dict[str, torch.Tensor] = state["network"]
+        return network
+
+
+def open_checkpoint(directory: Path) -> Checkpoint:
+    """Reads what a checkpoint folder says of itself.
+
+    Raises:
+        UserError: If it is not a checkpoint of this project.
+    """
+    try:
+        about = json.loads((directory / "about.json").read_text(encoding="utf-8"))
+        if not (directory / "state.pt").is_file():
+            raise FileNotFoundError
+        return Checkpoint(
+            directory=directory,
+            data=about["data"],
+            root=Path(about["root"]) if about["root"] else None,
+            config=Config.model_validate(about["config"]),
+            classes=tuple(about["classes"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"--checkpoint {directory}: this is not a checkpoint folder, which holds state.pt and "
+            "about.json."
+        ) from None
+
+
+@dataclass(frozen=True)
+class UnseenPictures:
+    """Queries and gallery of a data set in the object store."""
+
+    sketches: "Pictures"
+    photos: "Pictures"
+
+
+def load_unseen(shards: "Shards", px: int) -> UnseenPictures:
+    """Puts the unseen classes' sketches and photos into the object store."""
+    from dsn_ray.data.stream import load_pictures
+
+    return UnseenPictures(
+        load_pictures(shards, "unseen", "sketch", px), load_pictures(shards, "unseen", "photo", px)
+    )
+
+
+def evaluate_checkpoint(
+    checkpoint: Checkpoint, unseen: UnseenPictures, resources: "Resources"
+) -> list[Row]:
+    """Rates the checkpoint's embedding, as `dsn_ray.retrieval.evaluate_features` does."""
+    import ray
+
+    state = ray.put(checkpoint.network_state())
+    return _rate(
+        unseen,
+        resources,
+        {
+            "config": checkpoint.config,
+            "num_classes": len(checkpoint.classes),
+            "state": state,
+            "weights": None,
+        },
+    )
+
+
+def evaluate_untrained(
+    config: Config,
+    unseen: UnseenPictures,
+    weights: "ray.ObjectRef[ImagenetWeights | None]",
+    resources: "Resources",
+) -> list[Row]:
+    """Rates the trunk's real-valued features before any training."""
+    return _rate(
+        unseen,
+        resources,
+        {"config": config, "num_classes": 1, "state": None, "weights": weights},
+    )
+
+
+def _rate(unseen: UnseenPictures, resources: "Resources", network: dict[str, Any]) -> list[Row]:
+    from dsn_ray.retrieval import evaluate_features
+
+    sides: list[Any] = []
+    for pictures in (unseen.sketches, unseen.photos):
+        sides += _features(pictures, resources, network)
+    return evaluate_features(*sides, binary=network["state"] is not None)
+
+
+def _features(
+    pictures: "Pictures", resources: "Resources", network: dict[str, Any]
+) -> "tuple[NDArray[np.float32], NDArray[np.int64]]":
+    """Embeds all pictures with a Ray Data job; batches never depend on the cluster's size."""
+    import ray.data
+
+    starts = [{"start": start} for start in range(0, pictures.count, _BATCH)]
+    blocks = min(len(starts), 4 * resources.workers)
+    embedded = ray.data.from_items(starts, override_num_blocks=blocks).map_batches(
+        _Embedder,
+        fn_constructor_kwargs={"pictures": pictures, "threads": resources.threads, **network},
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=resources.workers),
+        num_cpus=resources.cpus_per_worker,
+        num_gpus=resources.gpus_per_worker,
+    )
+    chunks = sorted(embedded.take_all(), key=lambda chunk: int(chunk["start"]))
+    features = [np.frombuffer(chunk["features"], np.float32) for chunk in chunks]
+    labels = [np.frombuffer(chunk["labels"], np.int64) for chunk in chunks]
+    all_labels = np.concatenate(labels)
+    return np.concatenate(features).reshape(len(all_labels), -1), all_labels
+
+
+class _Embedder:
+    """Holds a network and the pictures; maps a chunk's first row to its features."""
+
+    def __init__(
+        self,
+        pictures: "Pictures",
+        threads: int,
+        config: Config,
+        num_classes: int,
+        state: "ray.ObjectRef[dict[str, torch.Tensor]] | None",
+        weights: "ray.ObjectRef[ImagenetWeights | None] | None",
+    ) -> None:
+        import ray
+        import torch
+
+        from dsn_ray.data.stream import PictureTable
+        from dsn_ray.model import build_network
+
+        torch.set_num_threads(threads)
+        torch.manual_seed(config.train.seed)
+        self.table = PictureTable(pictures)
+        self.is_photo = int(pictures.domain == "photo")
+        self.trained = state is not None
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        if state is None:
+            network = build_network(
+                config.network, num_classes, ray.get(weights) if weights else None
+            )
+        else:
+            without = config.network.model_copy(update={"weights": "none"})
+            network = build_network(without, num_classes)
+            network.load_state_dict(ray.get(state))
+        self.network = network.to(self.device).eval()
+
+    def __call__(self, chunk: "dict[str, NDArray[Any]]") -> dict[str, list[Any]]:
+        import torch
+
+        from dsn_ray.data.stream import plain_batches
+
+        start = int(chunk["start"][0])
+        rows = np.arange(start, min(start + _BATCH, len(self.table.ids)))
+        ((pictures, _),) = plain_batches(self.table, rows, _BATCH)
+        is_photo = torch.full((len(rows),), self.is_photo, device=self.device)
+        embed = self.network.embed if self.trained else self.network.trunk
+        with torch.inference_mode():
+            features = embed(pictures.to(self.device), is_photo).float().cpu().numpy()
+        labels = self.table.labels[rows].astype(np.int64)
+        return {
+            "start": [start],
+            "features": [features.tobytes()],
+            "labels": [labels.tobytes()],
+        }
+
+
+def run_evaluation(
+    checkpoint: Path | str, data: "tuple[str, Path | None] | None" = None, **shape: Any
+) -> list[Row]:
+    """Rates a checkpoint on the unseen classes of a data set.
+
+    Args:
+        checkpoint: its folder.
+        data: name and folder of the data set; None for the one it was trained on.
+        shape: fields of `dsn_ray.runtime.Shape`.
+
+    Returns:
+        One row per codes, protocol and metric.
+
+    Raises:
+        UserError: If the checkpoint or the data set cannot be used.
+    """
+    from rich.console import Console
+
+    from dsn_ray.data.shards import locate, open_shards
+    from dsn_ray.runtime import Shape, allot, ray_cluster
+
+    opened = open_checkpoint(Path(checkpoint))
+    found = locate(*(data or (opened.data, opened.root)))
+    with ray_cluster():
+        resources = allot(Shape(**shape), Console(stderr=True))
+        unseen = load_unseen(open_shards(found), opened.config.data.px)
+        return evaluate_checkpoint(opened, unseen, resources)
+
+
+def rate_features_file(path: Path) -> list[Row]:
+    """Rates features from an `.npz` file.
+
+    Args:
+        path: holds `query_features [Q, D]`, `query_labels [Q]`, `gallery_features [G, D]` and
+            `gallery_labels [G]`.
+
+    Raises:
+        UserError: If the file cannot be read, or an array is missing or does not fit.
+    """
+    from dsn_ray.retrieval import evaluate_features
+
+    names = ("query_features", "query_labels", "gallery_features", "gallery_labels")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = [file[name] for name in names]
+        return evaluate_features(*arrays)
+    except KeyError as error:
+        missing = str(error.args[0]).split(" ")[0]
+        raise UserError(
+            f"--features {path}: {missing} is missing; the file must hold {', '.join(names)}."
+        ) from None
+    except OSError as error:
+        raise UserError(f"--features {path}: {error.strerror or 'not an .npz file'}.") from None
+    except ValueError as error:
+        raise UserError(f"--features {path}: {str(error).rstrip('.')}.") from None
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = cli.parser(__doc__, "dsn_ray.evaluate")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--checkpoint", type=Path, metavar="C", help="folder of a checkpoint")
+    what.add_argument("--features", type=Path, metavar="F.npz", help="features to rate")
+    cli.add_data_argument(parser)
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the rows here")
+    cli.add_shape_arguments(parser)
+    return parser
+
+
+@cli.command
+def main(arguments: list[str] | None) -> None:
+    """Runs the command."""
+    parsed = _arguments().parse_args(arguments)
+    if parsed.json:
+        cli.check_writable(parsed.json.parent, "--json")
+    if parsed.features:
+        rows = rate_features_file(parsed.features)
+    else:
+        data = cli.parse_data(parsed.data)
+        if len(data) > 1:
+            raise UserError("--data: evaluate takes one data set at a time.")
+        open_checkpoint(parsed.checkpoint)
+        with cli.quiet_log("evaluate"):
+            rows = run_evaluation(
+                parsed.checkpoint, data[0] if data else None, **vars(cli.shape_of(parsed))
+            )
+    if parsed.json:
+        parsed.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")
+    _print(rows)
+
+
+def _print(rows: list[Row]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("codes", "protocol", "metric", "value", "queries", "gallery", "ties")
+    for row in rows:
+        small = row["metric"].startswith("Prec@") and row["gallery"] <= int(row["metric"][5:])
+        value = f"{row['value']:.4f}" + (" (gallery too small to mean anything)" if small else "")
+        table.add_row(
+            *(row["codes"], row["protocol"], row["metric"], value),
+            *(str(row["queries"]), str(row["gallery"]), row["ties"]),
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""One worker's training state and step: network, optimiser, schedule and memory bank.
+
+Nothing here knows of Ray. Where a torch process group runs, features are gathered across its ranks,
+so that the losses and the bank are those of the whole batch on every rank.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
+from torch.nn import functional
+
+from dsn_ray.config import Config
+from dsn_ray.data.stream import Batch
+from dsn_ray.model.network import DsnNetwork, NetworkOutput
+from dsn_ray.objective import (
+    LossTerms,
+    MemoryBank,
+    cross_modal_contrastive_loss,
+    dsn_loss,
+    semantic_distillation_loss,
+)
+
+
+class Learner:
+    """What training carries from step to step; it saves and loads itself.
+
+    Attributes:
+        network: the network, for evaluation.
+        bank: the memory bank, the same on every rank.
+        epoch: number of finished epochs.
+    """
+
+    def __init__(
+        self,
+        network: DsnNetwork,
+        config: Config,
+        mask: Tensor,
+        total_steps: int,
+        parallel: nn.Module | None = None,
+    ) -> None:
+        """Starts at epoch 0.
+
+        Args:
+            network: on its device, for as many classes as the mask has rows.
+            config: decides losses, bank and optimiser.
+            mask: `[C, 1000]` semantic mask of the training classes.
+            total_steps: steps of the whole training, for the schedule.
+            parallel: the network wrapped for data-parallel training, where several ranks train.
+        """
+        self.network = network
+        self._forward = parallel or network
+        self._config = config
+        self._device = next(network.parameters()).device
+        self._mask = mask.to(self._device)
+        dim = network.backbone.dim if config.memory.features == "trunk" else config.network.dim
+        self.bank = MemoryBank(len(mask), config.memory.k, dim).to(self._device)
+        adam = config.optimizer
+        self.optimizer = torch.optim.Adam(
+            network.parameters(), lr=adam.lr, weight_decay=adam.weight_decay
+        )
+        fall = (adam.lr_end / adam.lr) ** (1 / max(1, total_steps - 1))
+        self.schedule = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, fall)
+        self.epoch = 0
+
+    def step(self, batch: Batch) -> dict[str, float]:
+        """Takes one optimisation step on this rank's part of a batch.
+
+        Returns:
+            The losses of the whole batch by name, and their weighted sum as `total`.
+        """
+        self.network.train()
+        terms = self.losses(batch)
+        weights = self._config.loss
+        total = dsn_loss(terms, weights.lambda1, weights.lambda2, weights.lambda3)
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        values = torch.stack([*(term.detach() for term in terms), total.detach()])
+        names = [*LossTerms._fields, "total"]
+        return dict(zip(names, _mean_over_ranks(values).tolist(), strict=True))
+
+    def losses(self, batch: Batch) -> LossTerms:
+        """The four losses of a batch, after the bank has seen it.
+
+        Classification and distillation are means over this rank's equal part of the batch; the
+        contrastive and the memory loss see the gathered batch.
+        """
+        sketches, photos = (
+            views.to(self._device, non_blocking=True)
+            for views in (batch.sketch_views, batch.photo_views)
+        )
+        sketch_labels, photo_labels, teacher_logits = (
+            values.to(self._device, non_blocking=True)
+            for values in (batch.sketch_labels, batch.photo_labels, batch.teacher_logits)
+        )
+        labels = torch.cat([sketch_labels, photo_labels])
+        is_photo = torch.cat([torch.zeros_like(sketch_labels), torch.ones_like(photo_labels)])
+        views = torch.cat([sketches, photos]).transpose(0, 1).flatten(0, 1)
+        first, count = len(labels), len(sketch_labels)
+        output: NetworkOutput = self._forward(views, is_photo.repeat(3), first)
+
+        config = self._config
+        remembered = output.trunk if config.memory.features == "trunk" else output.embedding
+        sketch_features = _gathered(remembered[:count].detach().contiguous())
+        photo_features = _gathered(remembered[count:first].contiguous())
+        all_sketch_labels, all_photo_labels = _gathered(sketch_labels), _gathered(photo_labels)
+        self.bank.update(sketch_features, all_sketch_labels, photo_features, all_photo_labels)
+        return LossTerms(
+            contrastive=cross_modal_contrastive_loss(
+                _gathered(output.projection[first:].contiguous()),
+                _gathered(labels.repeat(2)),
+                config.loss.tau,
+            ),
+            memory=self.bank.loss(photo_features, all_photo_labels),
+            classification=functional.cross_entropy(output.class_logits.float(), labels),
+            distillation=semantic_distillation_loss(
+                output.teacher_logits[count:],
+                teacher_logits,
+                self._mask[photo_labels],
+                config.loss.mask_weight,
+            ),
+        )
+
+    def save(self, path: Path) -> None:
+        """Writes everything that training carries; tensors, numbers and names only."""
+        state: dict[str, Any] = {
+            name: getattr(self, name).state_dict()
+            for name in ("network", "bank", "optimizer", "schedule")
+        }
+        torch.save({**state, "epoch": self.epoch}, path)
+
+    def load(self, path: Path) -> None:
+        """Goes on where `save` was called."""
+        state = torch.load(path, map_location=self._device, weights_only=True)
+        for name in ("network", "bank", "optimizer", "schedule"):
+            getattr(self, name).load_state_dict(state[name])
+        self.epoch = state["epoch"]
+
+
+def _gathered(local: Tensor) -> Tensor:
+    """The ranks' parts one after another; gradients flow back to where each came from.
+
+    Each rank works out the whole loss, so a part's gradient arrives once from every rank; the mean
+    that data-parallel training takes over ranks makes that once.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return local
+    if local.requires_grad:
+        return torch.cat(all_gather(local))
+    parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, local)
+    return torch.cat(parts)
+
+
+def _mean_over_ranks(values: Tensor) -> Tensor:
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(values)
+        values /= dist.get_world_size()
+    return values

@@ -1,0 +1,139 @@
+"""L_ml: a bank of the most photo-like sketch features of each class, and the pull towards it."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class MemoryBank(nn.Module):
+    """Keeps, per class, the k sketch features nearest to the class's photos (section 3.3).
+
+    It has buffers but no parameters: it moves between devices and into checkpoints like any
+    module, and no gradient ever reaches what it holds.
+
+    Attributes:
+        features: `[C, k, dim]` kept features; places that are not filled hold zeros.
+        filled_places: `[C]` number of places in use, the first ones of each class.
+    """
+
+    features: Tensor
+    filled_places: Tensor
+
+    def __init__(self, num_classes: int, k: int, dim: int) -> None:
+        """Starts empty.
+
+        Args:
+            num_classes: C, the number of seen classes.
+            k: places per class; the paper uses 10.
+            dim: length of a feature.
+
+        Raises:
+            ValueError: If one of the three is below 1.
+        """
+        super().__init__()
+        for name, value in (("num_classes", num_classes), ("k", k), ("dim", dim)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}.")
+        self.num_classes, self.k, self.dim = num_classes, k, dim
+        self.register_buffer("features", torch.zeros(num_classes, k, dim))
+        self.register_buffer("filled_places", torch.zeros(num_classes, dtype=torch.long))
+
+    @torch.no_grad()
+    def update(
+        self,
+        sketch_features: Tensor,
+        sketch_labels: Tensor,
+        image_features: Tensor,
+        image_labels: Tensor,
+    ) -> None:
+        """Keeps the top k of the old bank and the batch's sketches, per class (eqs. 3 and 4).
+
+        Candidates are ranked by their cosine to the mean photo feature of their class in this
+        batch. A class without photos in the batch only fills its free places, in the order of
+        the batch. Ties go to what is already in the bank, then to what comes first.
+
+        Args:
+            sketch_features: `[S, dim]`.
+            sketch_labels: `[S]` classes from 0 to C - 1.
+            image_features: `[I, dim]`.
+            image_labels: `[I]` classes from 0 to C - 1.
+
+        Raises:
+            ValueError: If a shape does not fit or a label is outside the classes.
+        """
+        self._check("sketch", sketch_features, sketch_labels)
+        self._check("image", image_features, image_labels)
+        if len(sketch_labels) == 0:
+            return
+        touched = sketch_labels.unique()
+        old = torch.arange(self.k, device=touched.device) < self.filled_places[touched, None]
+        labels = torch.cat([touched[:, None].expand_as(old)[old], sketch_labels])
+        candidates = torch.cat(
+            [self.features[touched][old], sketch_features.detach().to(self.features.dtype)]
+        )
+
+        photo_sum = torch.zeros_like(self.features[:, 0])
+        photo_sum.index_add_(0, image_labels, image_features.detach().to(photo_sum.dtype))
+        # The cosine to a sum is the cosine to the mean; without photos it is 0 for everyone, and
+        # the stable sorts below then keep the present order.
+        closeness = functional.cosine_similarity(candidates, photo_sum[labels], dim=1)
+        order = closeness.argsort(descending=True, stable=True)
+        order = order[labels[order].argsort(stable=True)]
+
+        ranked_labels = labels[order]
+        per_class = torch.bincount(labels, minlength=self.num_classes)
+        first_of_class = per_class.cumsum(0) - per_class
+        rank = torch.arange(len(order), device=order.device) - first_of_class[ranked_labels]
+        kept = rank < self.k
+        self.features[ranked_labels[kept], rank[kept]] = candidates[order[kept]]
+        self.filled_places[touched] = per_class[touched].clamp(max=self.k)
+
+    def prototypes(self) -> tuple[Tensor, Tensor]:
+        """The mean of each class's kept features.
+
+        Returns:
+            `[C, dim]` prototypes, zero for an empty class, and `[C]` whether a class has one.
+        """
+        mean = self.features.sum(dim=1) / self.filled_places.clamp(min=1)[:, None]
+        return mean, self.filled_places > 0
+
+    def loss(self, image_features: Tensor, image_labels: Tensor) -> Tensor:
+        """Pulls each photo towards the prototype of its class (eq. 5).
+
+        Args:
+            image_features: `[I, dim]`; the gradient reaches them.
+            image_labels: `[I]` classes from 0 to C - 1.
+
+        Returns:
+            The mean of `-cos(feature, prototype)` over the photos whose class has a prototype;
+            0, with zero gradient, where there are none.
+
+        Raises:
+            ValueError: If a shape does not fit or a label is outside the classes.
+        """
+        self._check("image", image_features, image_labels)
+        prototypes, filled = self.prototypes()
+        chosen = filled[image_labels]
+        with torch.autocast(image_features.device.type, enabled=False):
+            wide = image_features.to(torch.promote_types(image_features.dtype, prototypes.dtype))
+            if not chosen.any():
+                return wide.sum() * 0.0
+            cosine = functional.cosine_similarity(
+                wide[chosen], prototypes[image_labels[chosen]].to(wide.dtype), dim=1
+            )
+            return -cosine.mean()
+
+    def _check(self, domain: str, features: Tensor, labels: Tensor) -> None:
+        if features.ndim != 2 or features.shape[1] != self.dim:
+            raise ValueError(
+                f"{domain}_features must be [N, {self.dim}], not {list(features.shape)}."
+            )
+        if labels.shape != features.shape[:1]:
+            raise ValueError(
+                f"{domain}_labels must be [{len(features)}], not {list(labels.shape)}."
+            )
+        if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < self.num_classes):
+            raise ValueError(
+                f"{domain}_labels must lie between 0 and {self.num_classes - 1}; found "
+                f"{int(labels.min())} to {int(labels.max())}."
+            )

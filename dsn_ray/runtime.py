@@ -1,0 +1,251 @@
+"""Ray's start-up: attach or start, keep its chatter in a file, and check that a run fits."""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from dsn_ray.errors import UserError
+
+_RAY_ENVIRONMENT = {
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # Train runs appear in the dashboard
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a run asks of the cluster; what is None is derived from the cluster.
+
+    Attributes:
+        workers: data-parallel workers of one training.
+        cpus_per_worker: CPUs of each; may be a fraction.
+        gpus_per_worker: GPUs of each; may be a fraction.
+        concurrent: trainings at a time.
+        wait: seconds to wait for nodes that an autoscaler can add.
+    """
+
+    workers: int = 2
+    cpus_per_worker: float | None = None
+    gpus_per_worker: float | None = None
+    concurrent: int | None = None
+    wait: float = 900.0
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a run takes: `concurrent` trainings of `workers` workers each."""
+
+    workers: int
+    cpus_per_worker: float
+    gpus_per_worker: float
+    concurrent: int
+
+    @property
+    def per_worker(self) -> dict[str, float]:
+        """One worker's bundle, by Ray's resource names."""
+        bundle = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}
+        return {name: amount for name, amount in bundle.items() if amount > 0}
+
+    @property
+    def threads(self) -> int:
+        """Torch threads of a worker."""
+        return max(1, int(self.cpus_per_worker))
+
+    def __str__(self) -> str:
+        """One line for people."""
+        gpus = f" and {self.gpus_per_worker:g} GPU" if self.gpus_per_worker else ""
+        return (
+            f"{self.concurrent} training{'s' * (self.concurrent > 1)} at a time, each on "
+            f"{self.workers} worker{'s' * (self.workers > 1)} with "
+            f"{self.cpus_per_worker:g} CPU{gpus}"
+        )
+
+
+@contextmanager
+def ray_cluster() -> Iterator[str]:
+    """Attaches to the running Ray cluster, or starts one on this machine and ends it afterwards.
+
+    The running one is that of `RAY_ADDRESS` or, without it, of `ray start` on this machine.
+
+    Yields:
+        The dashboard's address.
+
+    Raises:
+        UserError: If `RAY_ADDRESS` cannot be reached.
+    """
+    for name, value in _RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+    from ray._private import services
+
+    address = services.canonicalize_bootstrap_address(None)
+    try:
+        if address is None:
+            context = ray.init(
+                address="local",
+                include_dashboard=True,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
+        else:
+            context = ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                runtime_env={"env_vars": _RAY_ENVIRONMENT},
+            )
+    except ConnectionError:
+        raise UserError(f"No Ray cluster answers at {address}: is RAY_ADDRESS right?") from None
+    try:
+        _quiet_data()
+        yield f"http://{context.dashboard_url}" if context.dashboard_url else "not running"
+    finally:
+        ray.shutdown()
+
+
+def allot(shape: Shape, console: Console) -> Resources:
+    """Decides what each training takes, and waits for an autoscaler where that is needed.
+
+    Without GPUs the machine's CPUs are shared out among the workers; with GPUs each worker gets
+    one.
+
+    Args:
+        shape: what was asked for.
+        console: says what is awaited.
+
+    Raises:
+        UserError: If the cluster neither has enough nor can grow to it, or did not in time.
+    """
+    import ray
+
+    if shape.workers < 1:
+        raise UserError(f"--workers {shape.workers}: at least 1 worker is needed.")
+    now = ray.cluster_resources()
+    most = _ceiling(now)
+    gpus_each = shape.gpus_per_worker
+    if gpus_each is None:
+        gpus_each = 1.0 if most.get("GPU", 0) else 0.0
+    concurrent = shape.concurrent
+    if concurrent is None:
+        concurrent = int(most.get("GPU", 0) // (shape.workers * gpus_each)) if gpus_each else 1
+        concurrent = max(1, concurrent)
+    cpus_each = shape.cpus_per_worker
+    if cpus_each is None:
+        share = most.get("CPU", 1) / (shape.workers * concurrent)
+        cpus_each = 1.0 if gpus_each and share >= 1 else float(int(share)) if share >= 1 else share
+    chosen = Resources(shape.workers, cpus_each, gpus_each, concurrent)
+
+    for name, each, option in (
+        ("CPU", cpus_each, "--cpus-per-worker"),
+        ("GPU", gpus_each, "--gpus-per-worker"),
+    ):
+        need = each * shape.workers
+        if need > most.get(name, 0) + 1e-9:
+            raise UserError(
+                f"--workers {shape.workers} with {option} {each:g} needs {need:g} {name}s, but "
+                f"this Ray cluster has {now.get(name, 0):g} and can grow to "
+                f"{most.get(name, 0):g}; ask for fewer or add nodes."
+            )
+    if not _fits(chosen):
+        _await(chosen, shape.wait, console)
+    return chosen
+
+
+def refuse_local_storage_on_many_nodes(storage: str) -> None:
+    """Checkpoints on one node's own disk are lost to the others.
+
+    Raises:
+        UserError: If the storage is a local path and the cluster has several nodes.
+    """
+    import ray
+
+    alive = sum(node["Alive"] for node in ray.nodes())
+    if alive > 1 and "://" not in storage:
+        raise UserError(
+            f"--storage {storage} is a folder of one node, but this Ray cluster has {alive} nodes; "
+            "give an address that all of them reach, such as s3://bucket/path."
+        )
+
+
+@contextmanager
+def chatter_to(log: Path) -> Iterator[Console]:
+    """Sends all that Ray and its libraries print to a file, and keeps the terminal for people.
+
+    Args:
+        log: the file, appended to.
+
+    Yields:
+        A console on what standard output was.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    with log.open("ab", buffering=0) as sink, os.fdopen(os.dup(1), "w") as terminal:
+        os.dup2(sink.fileno(), 1)
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield Console(file=terminal, highlight=False)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, original in enumerate(saved, start=1):
+                os.dup2(original, number)
+                os.close(original)
+
+
+def _quiet_data() -> None:
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def _ceiling(now: Mapping[str, float]) -> dict[str, float]:
+    """What the cluster can have at most: its nodes, or what its autoscaler may add."""
+    from ray._private.state import state
+
+    can_grow_to = state.get_max_resources_from_cluster_config() or {}
+    return {name: max(now.get(name, 0), can_grow_to.get(name, 0)) for name in {*now, *can_grow_to}}
+
+
+def _fits(chosen: Resources) -> bool:
+    """Whether the alive nodes hold one training's workers, each bundle on one node."""
+    import ray
+
+    places = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            counts = [node["Resources"].get(n, 0) / need for n, need in chosen.per_worker.items()]
+            places += int(min(counts) + 1e-9)
+    return places >= chosen.workers
+
+
+def _await(chosen: Resources, wait: float, console: Console) -> None:
+    import ray
+    from ray._private.state import state
+    from ray.autoscaler.sdk import request_resources
+
+    wanted = f"{chosen.workers} x {chosen.per_worker}"
+    if state.get_max_resources_from_cluster_config() is None:
+        raise UserError(f"No node of this Ray cluster has room for a worker; needed: {wanted}.")
+    console.print(f"Waiting up to {wait:g} s for nodes with {wanted}.")
+    request_resources(bundles=[chosen.per_worker] * chosen.workers)
+    deadline = time.monotonic() + wait
+    while not _fits(chosen):
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"--wait {wait:g}: the cluster did not grow to {wanted} in time; it has "
+                f"{ray.cluster_resources().get('CPU', 0):g} CPUs and "
+                f"{ray.cluster_resources().get('GPU', 0):g} GPUs."
+            )
+        time.sleep(1.0)
+    request_resources(bundles=[])

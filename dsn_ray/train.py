@@ -1,0 +1,246 @@
+"""One training run: data-parallel over Ray Train workers, fed by Ray Data.
+
+Examples:
+    python -m dsn_ray.train --data openmoji-nature --set train.epochs=3
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dsn_ray import cli
+from dsn_ray.config import Config
+from dsn_ray.errors import UserError
+
+if TYPE_CHECKING:
+    import ray
+    import ray.train
+    from numpy.typing import NDArray
+    from rich.console import Console
+
+    from dsn_ray.data.catalog import Source
+    from dsn_ray.data.shards import Shards
+    from dsn_ray.data.stream import Pictures
+    from dsn_ray.model.weights import ImagenetWeights
+    from dsn_ray.runtime import Resources, Shape
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """A data set ready for any number of trainings, its bulk in Ray's object store.
+
+    Attributes:
+        name: the data set.
+        root: where it was read from, as given; None for the embedded ones.
+        seen_classes: class of each label.
+        sketches: of the seen classes.
+        photos: of the seen classes, with the teacher's logits.
+        mask: `[seen classes, 1000]` semantic mask.
+        weights: the backbone's ImageNet weights; None for random ones.
+    """
+
+    name: str
+    root: str | None
+    seen_classes: tuple[str, ...]
+    sketches: "Pictures"
+    photos: "Pictures"
+    mask: "NDArray[np.float32]"
+    weights: "ray.ObjectRef[ImagenetWeights | None]"
+
+
+def load_training_data(shards: "Shards", root: Path | None, config: Config) -> TrainingData:
+    """Puts a data set into the object store: pictures, teacher's logits, mask and weights.
+
+    Raises:
+        UserError: If the backbone's weights are missing.
+    """
+    import ray
+
+    from dsn_ray.data.semantics import mask_rows
+    from dsn_ray.data.stream import load_pictures
+    from dsn_ray.data.teaching import teacher_logits
+    from dsn_ray.model import imagenet_weights
+
+    weights = imagenet_weights(config.network.backbone, config.network.weights)
+    px = config.data.px
+    return TrainingData(
+        name=shards.name,
+        root=None if root is None else str(root),
+        seen_classes=shards.seen_classes,
+        sketches=load_pictures(shards, "seen", "sketch", px),
+        photos=load_pictures(shards, "seen", "photo", px, teacher_logits(shards, config)),
+        mask=mask_rows(shards.semantics, shards.seen_classes),
+        weights=ray.put(weights),
+    )
+
+
+def fit(
+    config: Config,
+    data: TrainingData,
+    resources: "Resources",
+    storage: str,
+    name: str,
+    *,
+    validate: bool,
+    callbacks: Sequence[Any] = (),
+) -> "ray.train.Result":
+    """Trains on Ray Train workers; a run of the same name and storage goes on where it was.
+
+    Args:
+        config: the training.
+        data: what to train on.
+        resources: workers and what each takes.
+        storage: folder or URL for checkpoints.
+        name: of the run, below the storage.
+        validate: hold the validation classes out and measure them after each epoch.
+        callbacks: Ray Train callbacks, such as Tune's reporter.
+
+    Returns:
+        Ray Train's result; its checkpoint holds the last epoch.
+
+    Raises:
+        UserError: If the batch cannot be shared among the workers, or too few classes are left.
+    """
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from dsn_ray.worker import training_loop
+
+    check_fits(config, data.seen_classes, resources.workers)
+    trainer = TorchTrainer(
+        training_loop,
+        train_loop_config={
+            "config": config.model_dump(),
+            "data": data,
+            "threads": resources.threads,
+            "validate": validate,
+        },
+        torch_config=TorchConfig(backend=None if resources.gpus_per_worker else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker=resources.per_worker,
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=storage,
+            failure_config=FailureConfig(max_failures=2),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            callbacks=list(callbacks),
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    return trainer.fit()
+
+
+def check_fits(config: Config, seen_classes: Sequence[str], workers: int) -> None:
+    """Checks what no single setting shows.
+
+    Raises:
+        UserError: If a batch does not divide among the workers, or too few classes would be left.
+    """
+    for key in ("sketches_per_batch", "photos_per_batch"):
+        size = getattr(config.data, key)
+        if size % workers:
+            raise UserError(
+                f"data.{key}={size} cannot be shared equally among {workers} workers; "
+                f"choose a multiple of {workers}."
+            )
+    left = len(seen_classes) - config.data.validation_classes
+    if left < 2:
+        raise UserError(
+            f"data.validation_classes={config.data.validation_classes} leaves {max(left, 0)} of "
+            f"{len(seen_classes)} seen classes to train on; at most {len(seen_classes) - 2} can "
+            "be held out."
+        )
+
+
+def run_training(
+    config: Config, data: tuple[str, Path | None], *, name: str, storage: Path | str, **shape: Any
+) -> Path:
+    """Trains once, on all seen classes of a data set.
+
+    Args:
+        config: the training.
+        data: name and folder of the data set.
+        name: of the run; one of the same name below the same storage is gone on with.
+        storage: folder or URL for checkpoints.
+        shape: fields of `dsn_ray.runtime.Shape`.
+
+    Returns:
+        The folder of the last epoch's checkpoint.
+
+    Raises:
+        UserError: If something given cannot be used.
+    """
+    from rich.console import Console
+
+    from dsn_ray.data.shards import locate
+    from dsn_ray.runtime import Shape
+
+    found = locate(*data)
+    return _train(config, found, data[1], name, str(storage), Shape(**shape), Console(stderr=True))
+
+
+def _train(
+    config: Config,
+    found: "Source | Shards",
+    root: Path | None,
+    name: str,
+    storage: str,
+    shape: "Shape",
+    console: "Console",
+) -> Path:
+    from dsn_ray.data.shards import open_shards
+    from dsn_ray.runtime import allot, ray_cluster, refuse_local_storage_on_many_nodes
+
+    with ray_cluster() as dashboard:
+        console.print(f"Ray dashboard: {dashboard}")
+        refuse_local_storage_on_many_nodes(storage)
+        resources = allot(shape, console)
+        console.print(f"Running {resources}.")
+        data = load_training_data(open_shards(found), root, config)
+        result = fit(config, data, resources, storage, name, validate=False)
+    if result.checkpoint is None:
+        raise RuntimeError("the training left no checkpoint")
+    return Path(result.checkpoint.path)
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = cli.parser(__doc__, "dsn_ray.train")
+    cli.add_data_argument(parser)
+    cli.add_config_arguments(parser)
+    cli.add_run_arguments(parser)
+    cli.add_shape_arguments(parser)
+    return parser
+
+
+@cli.command
+def main(arguments: list[str] | None) -> None:
+    """Runs the command."""
+    from dsn_ray.data.shards import locate
+
+    parsed = _arguments().parse_args(arguments)
+    shape = cli.shape_of(parsed)
+    data = cli.parse_data(parsed.data) or [("openmoji-nature", None)]
+    if len(data) > 1:
+        raise UserError("--data: train takes one data set at a time.")
+    ((name, root),) = data
+    config = cli.config_of(parsed, embedded=root is None)
+    found = locate(name, root)
+    check_fits(config, found.seen_classes, shape.workers)
+    with (
+        cli.run_folder(parsed.name, name.replace(":", "-"), parsed.storage) as run,
+        cli.quiet_log("ray", run.folder) as console,
+    ):
+        checkpoint = _train(config, found, root, "training", run.storage, shape, console)
+        console.print(str(checkpoint), soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,343 @@
+"""A sweep, and then the final job on every data set.
+
+Examples:
+    python -m dsn_ray.tune --space search_spaces/lambdas.yaml
+    python -m dsn_ray.tune --space search_spaces/lambdas.yaml \
+        --data sketchy=DIR --data tuberlin=DIR --name first
+    python -m dsn_ray.tune --space search_spaces/lambdas.yaml --name first --resume
+"""
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from dsn_ray import cli
+from dsn_ray.config import DEMONSTRATION, Config, load_yaml
+from dsn_ray.errors import UserError
+from dsn_ray.space import Space, describe, load_space
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dsn_ray.data.catalog import Source
+    from dsn_ray.data.shards import Shards
+    from dsn_ray.runtime import Resources, Shape
+    from dsn_ray.train import TrainingData
+
+Data = tuple[str, Path | None]
+EMBEDDED: tuple[Data, ...] = (("openmoji-nature", None), ("openmoji-things", None))
+EMBEDDED_TRIALS = 8
+SMOKE_TEST: dict[str, Any] = {
+    "data.px": 32,
+    "data.teacher_px": 32,
+    "data.per_class": 4,
+    "data.sketches_per_batch": 8,
+    "data.photos_per_batch": 8,
+    "train.epochs": 1,
+}
+SMOKE_TRIALS = 2
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep as it was asked for.
+
+    Attributes:
+        space: what varies.
+        config: what does not.
+        data: data sets; the first is tuned on, all are in the final job.
+        trials: settings tried.
+        seeds: trainings per data set in the final job.
+    """
+
+    space: Space
+    config: Config
+    data: tuple[Data, ...]
+    trials: int
+    seeds: int
+
+    def save(self, path: Path) -> None:
+        """Writes `config.yaml`, from which the run can be resumed."""
+        tree = {
+            "data": {name: None if root is None else str(root) for name, root in self.data},
+            "trials": self.trials,
+            "seeds": self.seeds,
+            "config": self.config.model_dump(mode="json"),
+            "space": self.space.model_dump(mode="json"),
+        }
+        text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+        path.write_text(text, encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> "Sweep":
+        """Reads `config.yaml` of an earlier run.
+
+        Raises:
+            UserError: If there is none or it is broken.
+        """
+        if not path.exists():
+            raise UserError(f"--resume: {path.parent} is not the folder of a run.")
+        tree = load_yaml(path)
+        try:
+            return cls(
+                space=Space.model_validate(tree["space"]),
+                config=Config.model_validate(tree["config"]),
+                data=tuple((n, Path(root) if root else None) for n, root in tree["data"].items()),
+                trials=tree["trials"],
+                seeds=tree["seeds"],
+            )
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise UserError(f"{path} is broken, so this run cannot be resumed.") from None
+
+
+def run_sweep(
+    space: Space,
+    data: Sequence[Data] = EMBEDDED,
+    *,
+    name: str,
+    config: Config | None = None,
+    seeds: int = 1,
+    storage: str | None = None,
+    **shape: Any,
+) -> Path:
+    """Runs a sweep and its final job.
+
+    Args:
+        space: what varies; `dsn_ray.space.load_space` reads one from a file.
+        data: name and folder of each data set; the first is tuned on.
+        name: of the run.
+        config: what does not vary; by default the paper's, or the demonstration's for its data.
+        seeds: trainings per data set in the final job.
+        storage: folder or URL that holds runs; None for `runs` in the working folder.
+        shape: fields of `dsn_ray.runtime.Shape`.
+
+    Returns:
+        The run's folder, with `config.yaml`, `trials.jsonl` and `final.json`.
+
+    Raises:
+        UserError: If something given cannot be used.
+    """
+    from dsn_ray.runtime import Shape
+
+    base = config or Config().with_settings(DEMONSTRATION if _is_embedded(data) else {})
+    base = base.with_settings(space.set)
+    sweep = Sweep(space, base, tuple(data), space.budget.trials, seeds)
+    with cli.run_folder(name, name, storage) as run:
+        _run(sweep, run, Shape(**shape), resume=False)
+    return run.folder
+
+
+def _is_embedded(data: Sequence[Data]) -> bool:
+    return all(root is None for _, root in data)
+
+
+def _run(sweep: Sweep, run: cli.Run, shape: "Shape", *, resume: bool) -> None:
+    """Runs or resumes a sweep in its folder."""
+    from dsn_ray.data.shards import locate
+    from dsn_ray.final import FinalResults, final_job, final_table
+    from dsn_ray.runtime import allot, ray_cluster, refuse_local_storage_on_many_nodes
+    from dsn_ray.train import check_fits
+
+    found = [locate(name, root) for name, root in sweep.data]
+    for data in found:
+        check_fits(sweep.config, data.seen_classes, shape.workers)
+    if not resume:
+        sweep.save(run.folder / "config.yaml")
+    again = f"Go on with: python -m dsn_ray.tune --resume --name {run.folder.name}"
+    if run.folder.parent != Path("runs").absolute():
+        again += f" --storage {run.folder.parent}"
+    random_weights = sweep.config.network.weights == "none"
+    with cli.quiet_log("ray", run.folder) as console:
+        try:
+            with ray_cluster() as dashboard:
+                console.print(f"Ray dashboard: {dashboard}")
+                refuse_local_storage_on_many_nodes(run.storage)
+                resources = allot(shape, console)
+                console.print(f"Running {resources}.")
+                if random_weights:
+                    console.print("Random weights: these numbers say nothing about the method.")
+                roots = [root for _, root in sweep.data]
+                datasets = [
+                    _load(data, root, sweep.config, console)
+                    for data, root in zip(found, roots, strict=True)
+                ]
+                best = _search(sweep, run, datasets[0][1], resources, console)
+                console.print(f"Best setting: {describe(best)}")
+                results = FinalResults(run.folder / "final.json")
+                final_job(
+                    best,
+                    sweep.config.with_settings(best),
+                    datasets,
+                    sweep.seeds,
+                    resources,
+                    f"{run.storage}/final",
+                    results,
+                    console,
+                )
+        except KeyboardInterrupt:
+            raise cli.Interrupted(again) from None
+        console.print(final_table(results, [shards for shards, _ in datasets], random_weights))
+        console.print(str(run.folder), soft_wrap=True)
+
+
+def _load(
+    found: "Source | Shards", root: Path | None, config: Config, console: "Console"
+) -> "tuple[Shards, TrainingData]":
+    from dsn_ray.data.shards import open_shards
+    from dsn_ray.train import load_training_data
+
+    started = time.monotonic()
+    with console.status(f"{found.name}: preparing pictures and the teacher's logits"):
+        shards = open_shards(found)
+        data = load_training_data(shards, root, config)
+    counts = ", ".join(f"{count} {key}" for key, count in shards.counts.items() if count)
+    note = ""
+    if shards.rejected:
+        listed = shards.directory / "rejected.jsonl"
+        note = f"; {shards.rejected} pictures did not decode, see {listed}"
+    console.print(
+        f"{found.name}: {counts}{note} ({time.monotonic() - started:.0f} s)", soft_wrap=True
+    )
+    return shards, data
+
+
+def _search(
+    sweep: Sweep, run: cli.Run, data: "TrainingData", resources: "Resources", console: "Console"
+) -> dict[str, Any]:
+    """Runs the trials; returns the best setting."""
+    from ray import tune
+
+    from dsn_ray.progress import SweepProgress
+    from dsn_ray.search import SweepSearch, make_scheduler
+    from dsn_ray.worker import OBJECTIVE
+
+    epochs = sweep.config.train.epochs
+    trainable = tune.with_resources(
+        tune.with_parameters(
+            _trial,
+            config=sweep.config,
+            data=data,
+            resources=resources,
+            storage=f"{run.storage}/trials",
+        ),
+        {"node:__internal_head__": 0.001},
+    )
+    progress = SweepProgress(console, run.folder / "trials.jsonl", sweep.trials, epochs)
+    state = f"{run.storage}/tune"
+    run_config = tune.RunConfig(
+        name="tune",
+        storage_path=run.storage,
+        callbacks=[progress],
+        failure_config=tune.FailureConfig(max_failures=1),
+        verbose=0,
+    )
+    if tune.Tuner.can_restore(state):
+        tuner = tune.Tuner.restore(state, trainable=trainable, resume_errored=True)
+        tuner._local_tuner._run_config.callbacks = [progress]
+    else:
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=SweepSearch(sweep.space, OBJECTIVE, epochs),
+                scheduler=make_scheduler(sweep.space, OBJECTIVE, epochs),
+                num_samples=sweep.trials,
+                max_concurrent_trials=resources.concurrent,
+            ),
+            run_config=run_config,
+        )
+    grid = tuner.fit()
+    if progress.interrupted:
+        raise KeyboardInterrupt
+    finished = [r for r in grid if r.metrics and r.metrics.get("epoch", 0) >= epochs]
+    rated = [r for r in finished if not math.isnan(r.metrics.get(OBJECTIVE, math.nan))]
+    if not rated:
+        raise RuntimeError("no trial came to its end") from next(iter(grid.errors), None)
+    best = max(rated, key=lambda result: float(result.metrics[OBJECTIVE]))
+    chosen: dict[str, Any] = dict(best.config)
+    return chosen
+
+
+def _trial(
+    settings: dict[str, Any],
+    *,
+    config: Config,
+    data: "TrainingData",
+    resources: "Resources",
+    storage: str,
+) -> None:
+    """One trial: a training with some settings, validated after each epoch."""
+    from ray import tune
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    from dsn_ray.train import fit
+
+    fit(
+        config.with_settings(settings),
+        data,
+        resources,
+        storage,
+        tune.get_context().get_trial_id(),
+        validate=True,
+        callbacks=[TuneReportCallback()],
+    )
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = cli.parser(__doc__, "dsn_ray.tune")
+    parser.add_argument("--space", type=Path, metavar="FILE", help="what to vary")
+    cli.add_data_argument(parser)
+    cli.add_config_arguments(parser)
+    parser.add_argument("--trials", type=int, metavar="N", help="instead of the space's budget")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="of the final job (1)")
+    cli.add_run_arguments(parser)
+    parser.add_argument("--resume", action="store_true", help="go on with the run of that name")
+    parser.add_argument("--smoke-test", action="store_true", help="seconds per trial")
+    cli.add_shape_arguments(parser)
+    return parser
+
+
+@cli.command
+def main(arguments: list[str] | None) -> None:
+    """Runs the command."""
+    parsed = _arguments().parse_args(arguments)
+    shape = cli.shape_of(parsed)
+    for option in ("trials", "seeds"):
+        value = getattr(parsed, option)
+        if value is not None and value < 1:
+            raise UserError(f"--{option} {value}: at least 1 is needed.")
+    if parsed.resume:
+        if parsed.name is None:
+            raise UserError("--resume needs --name, the run to go on with.")
+        run = cli.find_run(parsed.name, parsed.storage)
+        _run(Sweep.load(run.folder / "config.yaml"), run, shape, resume=True)
+        return
+    if parsed.space is None:
+        raise UserError("--space is needed, as in --space search_spaces/lambdas.yaml.")
+    space = load_space(parsed.space)
+    data = tuple(cli.parse_data(parsed.data)) or EMBEDDED
+    embedded = _is_embedded(data)
+    config = cli.config_of(
+        parsed, embedded, {**space.set, **(SMOKE_TEST if parsed.smoke_test else {})}
+    )
+    trials = parsed.trials or (SMOKE_TRIALS if parsed.smoke_test else space.budget.trials)
+    if embedded:
+        if parsed.trials is None:
+            trials = min(trials, EMBEDDED_TRIALS)
+        print(
+            "This is the embedded OpenMoji demonstration data, with small pictures, "
+            f"{config.network.backbone} and {trials} trials."
+        )
+    sweep = Sweep(space, config, data, trials, parsed.seeds)
+    with cli.run_folder(parsed.name, parsed.space.stem, parsed.storage) as run:
+        _run(sweep, run, shape, resume=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""What every Ray Train worker runs: its part of each batch, validation, checkpoints."""
+
+import json
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from dsn_ray.config import Config
+from dsn_ray.data.catalog import validation_classes
+from dsn_ray.data.stream import Batch, PairStream, PictureTable, plain_batches
+from dsn_ray.learner import Learner
+from dsn_ray.model import DsnNetwork, build_network
+from dsn_ray.model.norm import synchronise_batch_norm
+from dsn_ray.retrieval import evaluate_features
+
+OBJECTIVE = "mAP"
+"""What a sweep maximises: mAP@all, real-valued, `standard` protocol, on validation classes."""
+
+
+def training_loop(job: dict[str, Any]) -> None:
+    """What every worker runs."""
+    torch.set_num_threads(job["threads"])
+    config, data = Config.model_validate(job["config"]), job["data"]
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+
+    held_out: tuple[str, ...] = ()
+    if job["validate"]:
+        held_out = validation_classes(
+            data.seen_classes, config.data.validation_classes, config.data.validation_seed
+        )
+    label_of = {name: label for label, name in enumerate(data.seen_classes)}
+    classes = np.array([label_of[name] for name in data.seen_classes if name not in held_out])
+    held_out_labels = np.array([label_of[name] for name in held_out], dtype=int)
+    sketches, photos = PictureTable(data.sketches), PictureTable(data.photos)
+    stream = PairStream(
+        sketches,
+        photos,
+        classes,
+        sketches_per_batch=config.data.sketches_per_batch,
+        photos_per_batch=config.data.photos_per_batch,
+        epoch_ends=config.data.epoch,
+        per_class=config.data.per_class,
+        augment=config.augment,
+        seed=config.train.seed,
+        rank=rank,
+        world=world,
+    )
+
+    torch.manual_seed(config.train.seed)
+    network = build_network(config.network, len(classes), ray.get(data.weights))
+    device = ray.train.torch.get_device()
+    if world > 1:
+        synchronise_batch_norm(network, device)
+    parallel = ray.train.torch.prepare_model(
+        network, parallel_strategy_kwargs={"forward_sync_buffers": False} if world > 1 else None
+    )
+    learner = Learner(
+        network,
+        config,
+        torch.from_numpy(data.mask[classes]),
+        stream.steps * config.train.epochs,
+        parallel,
+    )
+    resumed = ray.train.get_checkpoint()
+    if resumed:
+        with resumed.as_directory() as folder:
+            learner.load(Path(folder) / "state.pt")
+    about = {
+        "data": data.name,
+        "root": data.root,
+        "config": job["config"],
+        "classes": [data.seen_classes[label] for label in classes],
+    }
+
+    for epoch in range(learner.epoch, config.train.epochs):
+        metrics = _one_epoch(learner, stream.epoch(epoch), config)
+        learner.epoch = epoch + 1
+        metrics["epoch"] = epoch + 1
+        if job["validate"]:
+            metrics[OBJECTIVE] = _validation_map(
+                network, sketches, photos, held_out_labels, rank, world
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = None
+            if rank == 0:
+                learner.save(Path(folder) / "state.pt")
+                (Path(folder) / "about.json").write_text(json.dumps(about), encoding="utf-8")
+                checkpoint = ray.train.Checkpoint.from_directory(folder)
+            ray.train.report(metrics, checkpoint=checkpoint)
+
+
+def _one_epoch(learner: Learner, batches: Iterable[Batch], config: Config) -> dict[str, float]:
+    """Trains on an epoch's batches; returns the mean losses and what the time went into."""
+    started = time.perf_counter()
+    waited, steps = 0.0, 0
+    sums: dict[str, float] = {}
+    batches = iter(batches)
+    while True:
+        asked = time.perf_counter()
+        batch = next(batches, None)
+        waited += time.perf_counter() - asked
+        if batch is None:
+            break
+        for name, value in learner.step(batch).items():
+            sums[name] = sums.get(name, 0.0) + value
+        steps += 1
+    took = time.perf_counter() - started
+    pictures = steps * (config.data.sketches_per_batch + config.data.photos_per_batch)
+    return {
+        **{f"loss_{name}": value / steps for name, value in sums.items()},
+        "pictures_per_second": pictures / took,
+        "waiting_for_data": waited / took,
+    }
+
+
+def _validation_map(
+    network: DsnNetwork,
+    sketches: PictureTable,
+    photos: PictureTable,
+    labels: NDArray[np.int64],
+    rank: int,
+    world: int,
+) -> float:
+    """mAP@all of the validation classes, as `OBJECTIVE` says; each rank embeds a part."""
+    network.eval()
+    device = next(network.parameters()).device
+    sides: list[Any] = []
+    for table, flag in ((sketches, 0), (photos, 1)):
+        rows = np.flatnonzero(np.isin(table.labels, labels))[rank::world]
+        features = [np.zeros((0, network.embedding.out_features), np.float32)]
+        with torch.inference_mode():
+            for pictures, chosen in plain_batches(table, rows, 64):
+                is_photo = torch.full((len(chosen),), flag, device=device)
+                features.append(network.embed(pictures.to(device), is_photo).cpu().numpy())
+        sides += [np.concatenate(features), table.labels[rows]]
+    parts = [sides]
+    if world > 1:
+        gathered: list[Any] = [None] * world
+        dist.all_gather_object(gathered, sides)
+        parts = gathered
+    rows_of_all = evaluate_features(
+        *(np.concatenate(side) for side in zip(*parts, strict=True)), binary=False
+    )
+    return next(
+        row["value"]
+        for row in rows_of_all
+        if (row["codes"], row["protocol"], row["metric"]) == ("real", "standard", "mAP@all")
+    )

@@ -1,0 +1,147 @@
+"""The semantic mask: the shipped rows, and the rule that builds them."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dsn_ray.data.catalog import EMBEDDED, DataError, open_source
+from dsn_ray.data.semantics import (
+    FILES,
+    build_mask,
+    imagenet_wnids,
+    mask_rows,
+    openmoji_synsets,
+)
+
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+WORDNET = Path("/usr/share/wordnet")
+VALUES = np.array([0, 1 / 4, 1 / 3, 1], np.float32)
+
+# entity <- animal <- {dog <- {puppy, hound <- beagle}, cat <- kitten}, and Rex, an instance of dog
+NOUNS = """\
+  1 This line stands for the licence.
+00000001 03 n 01 entity 0 000 | that which is
+00000002 03 n 01 animal 0 002 @ 00000001 n 0000 ~ 00000003 n 0000 | a living thing | or so
+00000003 05 n 02 dog 0 domestic_dog 0 001 @ 00000002 n 0000 | barks
+00000004 05 n 01 puppy 0 002 @ 00000003 n 0000 + 00000009 v 0101 | young
+00000005 05 n 01 hound 0 001 @ 00000003 n 0000 | hunts
+00000006 05 n 01 beagle 0 001 @ 00000005 n 0000 | hunts hares
+00000007 05 n 0a cat 0 a 0 b 0 c 0 d 0 e 0 f 0 g 0 h 0 i 0 001 @ 00000002 n 0000 | purrs
+00000008 05 n 01 kitten 0 001 @ 00000007 n 0000 | young
+00000009 18 n 01 Rex 0 001 @i 00000003 n 0000 | a good one
+00000010 03 n 01 nothing 0 000 | alone
+"""
+
+
+def test_imagenet_has_a_thousand_different_classes() -> None:
+    assert len(set(imagenet_wnids())) == len(imagenet_wnids()) == 1000
+
+
+@pytest.mark.parametrize(("key", "count"), [("sketchy", 100), ("tuberlin", 220), ("openmoji", 47)])
+def test_shipped_masks(key: str, count: int) -> None:
+    with np.load(FILES / f"semantic_mask_{key}.npz") as stored:
+        names = stored["classes"].tolist()
+    rows = mask_rows(key, names)
+    assert rows.shape == (count, 1000)
+    assert rows.dtype == np.float32
+    assert set(np.unique(rows)) == set(VALUES)
+    assert np.array_equal(mask_rows(key, names[::-1]), rows[::-1])
+
+
+def test_rows_go_by_name() -> None:
+    banana, pig = mask_rows("sketchy", ["banana", "pig"])
+    assert banana[imagenet_wnids().index("n07753592")] == 1
+    assert pig[imagenet_wnids().index("n02395406")] == 1
+    assert mask_rows("tuberlin", ["alarm clock"]).any()
+
+
+@pytest.mark.skipif(
+    not SHARED.is_dir(), reason="the published masks of ../shared/facts are not on this machine"
+)
+@pytest.mark.parametrize(
+    ("key", "file", "names"),
+    [
+        ("sketchy", "semantic_mask_sketchy_zeroshot1.npz", "sketchy_zeroshot1_seen.txt"),
+        ("tuberlin", "semantic_mask_tuberlin.npz", "tuberlin_seen.txt"),
+    ],
+)
+def test_rows_equal_the_published_masks(key: str, file: str, names: str) -> None:
+    with np.load(SHARED / "facts" / file) as published:
+        expected = published["mask"]
+    classes = (SHARED / "facts" / "splits" / names).read_text().splitlines()
+    assert np.array_equal(mask_rows(key, classes), expected)
+
+
+def test_every_class_of_the_emoji_has_a_row() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in EMBEDDED:
+            source = open_source(name)
+            rows = mask_rows(source.semantics, source.seen_classes)
+            assert rows.any(axis=1).mean() > 0.7
+            assert not set(source.unseen_classes) - set(openmoji_synsets())
+
+
+def test_unknown_classes_get_zeros_and_one_warning() -> None:
+    with pytest.warns(UserWarning, match="no row for unicorn, yeti") as caught:
+        rows = mask_rows("sketchy", ["unicorn", "pig", "yeti"])
+    assert len(caught) == 1
+    assert rows.any(axis=1).tolist() == [False, True, False]
+
+
+def test_data_without_a_mask_gets_zeros_and_one_warning() -> None:
+    with pytest.warns(UserWarning, match="no semantic mask") as caught:
+        rows = mask_rows("none", ["pig", "yeti"])
+    assert len(caught) == 1
+    assert rows.shape == (2, 1000)
+    assert not rows.any()
+
+
+def test_the_rule_by_hand(tmp_path: Path) -> None:
+    (tmp_path / "data.noun").write_text(NOUNS)
+    columns = [f"n{number:08}" for number in (3, 4, 6, 7, 8, 9, 10)]
+    synsets = {
+        "dog": ["n00000003"],  # puppy, beagle and Rex are kinds of it; cat 2, kitten 3 steps away
+        "beagle": ["n00000006"],  # puppy and Rex 3, cat 4, kitten 5 steps away
+        "young": ["n00000004", "n00000008"],  # the larger value of puppy and kitten
+        "nothing": [],
+    }
+    expected = [
+        [1, 1, 1, 1 / 3, 1 / 4, 1, 0],
+        [1, 1 / 4, 1, 0, 0, 1 / 4, 0],
+        [1, 1, 1 / 4, 1, 1, 1 / 3, 0],
+        [0, 0, 0, 0, 0, 0, 0],
+    ]
+    assert np.array_equal(build_mask(synsets, tmp_path, columns), np.array(expected, np.float32))
+
+
+def test_what_wordnet_lacks_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has no data\.noun"):
+        build_mask({}, tmp_path, [])
+    (tmp_path / "data.noun").write_text(NOUNS)
+    with pytest.raises(DataError, match="no synset 'n99999999'"):
+        build_mask({"cat": ["n99999999"]}, tmp_path, ["n00000007"])
+
+
+@pytest.mark.system
+@pytest.mark.skipif(not WORDNET.is_dir(), reason="Debian's wordnet-base is not installed")
+def test_the_emoji_mask_is_what_wordnet_gives() -> None:
+    synsets = openmoji_synsets()
+    built = build_mask(synsets, WORDNET, imagenet_wnids())
+    assert np.array_equal(built, mask_rows("openmoji", list(synsets)))
+
+
+@pytest.mark.system
+@pytest.mark.skipif(not WORDNET.is_dir(), reason="Debian's wordnet-base is not installed")
+@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/facts is not on this machine")
+def test_the_rule_gives_the_published_rows_of_classes_with_one_synset() -> None:
+    lines = (SHARED / "facts" / "wnid" / "sketchy_seen.tsv").read_text().splitlines()[1:]
+    synsets = {line.split("\t")[0]: line.split("\t")[2].split(",") for line in lines}
+    single = {name: wnids for name, wnids in synsets.items() if len(wnids) == 1}
+    assert len(single) == 52
+    built = build_mask(single, WORDNET, imagenet_wnids())
+    assert np.array_equal(built, mask_rows("sketchy", list(single)))
