@@ -17,6 +17,7 @@ from dsn_ray.evaluate import (
     load_unseen,
     open_checkpoint,
 )
+from dsn_ray.progress import training_progress
 from dsn_ray.runtime import Resources
 from dsn_ray.train import TrainingData, fit
 
@@ -99,7 +100,10 @@ def final_job(
             )
             seeded = config.with_settings({"train.seed": seed})
             name = f"{shards.name.replace(':', '-')}-seed{seed}"
-            trained = fit(seeded, data, resources, storage, name, validate=False)
+            with training_progress(console, name, config.train.epochs) as callback:
+                trained = fit(
+                    seeded, data, resources, storage, name, validate=False, callbacks=[callback]
+                )
             if trained.checkpoint is None:
                 raise RuntimeError(f"the training {name} left no checkpoint")
             checkpoint = Path(trained.checkpoint.path)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
 from torch.nn import functional
 
 from dsn_ray.config import Config
@@ -106,18 +105,18 @@ class Learner:
 
         config = self._config
         remembered = output.trunk if config.memory.features == "trunk" else output.embedding
-        sketch_features = _gathered(remembered[:count].detach().contiguous())
-        photo_features = _gathered(remembered[count:first].contiguous())
+        sketch_features = _gathered(remembered[:count].detach())
+        photo_features = _gathered(remembered[count:first])
         all_sketch_labels, all_photo_labels = _gathered(sketch_labels), _gathered(photo_labels)
         self.bank.update(sketch_features, all_sketch_labels, photo_features, all_photo_labels)
         return LossTerms(
             contrastive=cross_modal_contrastive_loss(
-                _gathered(output.projection[first:].contiguous()),
+                _gathered(output.projection[first:]),
                 _gathered(labels.repeat(2)),
                 config.loss.tau,
             ),
             memory=self.bank.loss(photo_features, all_photo_labels),
-            classification=functional.cross_entropy(output.class_logits.float(), labels),
+            classification=functional.cross_entropy(output.class_logits, labels),
             distillation=semantic_distillation_loss(
                 output.teacher_logits[count:],
                 teacher_logits,
@@ -150,11 +149,24 @@ def _gathered(local: Tensor) -> Tensor:
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return local
-    if local.requires_grad:
-        return torch.cat(all_gather(local))
-    parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, local)
-    return torch.cat(parts)
+    gathered: Tensor = _Gather.apply(local.contiguous())
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    """All-gather along the first dimension, whose gradient is summed over the ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, local)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 def _mean_over_ranks(values: Tensor) -> Tensor:

@@ -1,14 +1,20 @@
-"""What a person sees of a sweep while it runs, and the record of its trials."""
+"""What a person sees of a sweep and of a training while they run, and the record of the trials."""
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal
 
 from ray import tune
+from ray.train import UserCallback
 from ray.tune.experiment import Trial
+from ray.util.queue import Queue
 from rich.console import Console, Group
 from rich.live import Live
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -173,3 +179,53 @@ def _epochs_done(trials: list[Trial]) -> int:
 def _best(trials: list[Trial]) -> Trial | None:
     rated = [t for t in trials if OBJECTIVE in (t.last_result or {})]
     return max(rated, key=lambda t: (_epoch(t), t.last_result[OBJECTIVE]), default=None)
+
+
+@contextmanager
+def training_progress(console: Console, name: str, epochs: int) -> Iterator[UserCallback]:
+    """Shows one training's epochs as they end.
+
+    Args:
+        console: where to show.
+        name: of the training.
+        epochs: of the training.
+
+    Yields:
+        The callback to give to Ray Train.
+    """
+    queue = Queue(actor_options={"num_cpus": 0})
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(f"{name}: starting")
+
+        def show() -> None:
+            while (metrics := queue.get()) is not None:
+                text = (
+                    f"{name}: epoch {metrics['epoch']}/{epochs} loss {metrics['loss_total']:.3f} "
+                    f"{metrics['pictures_per_second']:.0f} pictures/s"
+                )
+                bar.update(task, description=text)
+                if not console.is_terminal:
+                    console.print(text, soft_wrap=True)
+
+        shower = Thread(target=show, daemon=True)
+        shower.start()
+        try:
+            yield _Relay(queue)
+        finally:
+            queue.put(None)
+            shower.join(timeout=10)
+            queue.shutdown(force=True)
+
+
+class _Relay(UserCallback):
+    """Sends each epoch's metrics from Train's controller to the command."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
+    ) -> None:
+        """Passes on the first rank's metrics, which are those of all."""
+        self._queue.put(metrics[0])

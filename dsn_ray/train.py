@@ -197,6 +197,7 @@ def _train(
     console: "Console",
 ) -> Path:
     from dsn_ray.data.shards import open_shards
+    from dsn_ray.progress import training_progress
     from dsn_ray.runtime import allot, ray_cluster, refuse_local_storage_on_many_nodes
 
     with ray_cluster() as dashboard:
@@ -205,7 +206,10 @@ def _train(
         resources = allot(shape, console)
         console.print(f"Running {resources}.")
         data = load_training_data(open_shards(found), root, config)
-        result = fit(config, data, resources, storage, name, validate=False)
+        with training_progress(console, data.name, config.train.epochs) as callback:
+            result = fit(
+                config, data, resources, storage, name, validate=False, callbacks=[callback]
+            )
     if result.checkpoint is None:
         raise RuntimeError("the training left no checkpoint")
     return Path(result.checkpoint.path)

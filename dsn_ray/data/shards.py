@@ -59,6 +59,7 @@ class Shards:
         return ray.data.read_parquet(
             str(folder),
             partitioning=None,
+            override_num_blocks=_blocks(self.counts[f"{split}/{domain}"]),
             ray_remote_args={"num_cpus": _READ_CPUS, **_on_this_node()},
         )
 
@@ -112,9 +113,8 @@ def prepare_shards(source: Source, out: Path) -> Shards:
         {"id": i, "label": labels[record.split][record.class_name], **asdict(record)}
         for i, record in enumerate(source.records)
     ]
-    blocks = max(1, min(len(rows) // 64, 4 * int(ray.cluster_resources().get("CPU", 1))))
     pictures = (
-        ray.data.from_items(rows, override_num_blocks=blocks)
+        ray.data.from_items(rows, override_num_blocks=_blocks(len(rows)))
         .map_batches(_Reader(source), batch_size=64, batch_format="pyarrow", **_on_this_node())
         .materialize()
     )
@@ -161,6 +161,13 @@ def prepare_shards(source: Source, out: Path) -> Shards:
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return shards
+
+
+def _blocks(rows: int) -> int:
+    """Enough blocks to keep every CPU busy, none of them tiny."""
+    import ray
+
+    return max(1, min(rows // 64, 4 * int(ray.cluster_resources().get("CPU", 1))))
 
 
 def _on_this_node() -> dict[str, Any]:

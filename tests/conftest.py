@@ -1,0 +1,78 @@
+"""What several tests share: one Ray cluster, and a small data set of drawings."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+SHAPES = ("circle", "square", "triangle", "cross", "ladder", "zigzag", "diamond", "arrow")
+UNSEEN = ("zigzag", "diamond", "arrow")
+PER_CLASS = 6
+
+
+@pytest.fixture(scope="session")
+def ray_address():
+    """A running Ray cluster of two CPUs, as `ray start` leaves one; commands attach to it."""
+    from ray.cluster_utils import Cluster
+
+    os.environ["RAY_TRAIN_ENABLE_STATE_TRACKING"] = "1"
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={
+            "num_cpus": 2,
+            "include_dashboard": True,
+            "object_store_memory": 300 * 2**20,
+        },
+    )
+    yield cluster.address
+    cluster.shutdown()
+
+
+@pytest.fixture
+def attached(ray_address, monkeypatch):
+    """Commands of this test find the shared cluster."""
+    monkeypatch.setenv("RAY_ADDRESS", ray_address)
+
+
+@pytest.fixture(scope="session")
+def drawings(tmp_path_factory):
+    """A data set in the `folder:` layout: eight shapes, filled as photos and outlined as sketches.
+
+    One of its photos is no picture.
+    """
+    root = tmp_path_factory.mktemp("drawings")
+    for shape in SHAPES:
+        for number in range(PER_CLASS):
+            for domain in ("sketch", "photo"):
+                draw(root, domain, shape, number)
+    (root / "photo" / "circle" / "broken.png").write_text("this is no picture")
+    (root / "unseen.txt").write_text("\n".join(UNSEEN))
+    return root
+
+
+def draw(root: Path, domain: str, shape: str, number: int) -> None:
+    rng = np.random.default_rng((SHAPES.index(shape), number, domain == "photo"))
+    corners = {
+        "circle": [(np.cos(a), np.sin(a)) for a in np.linspace(0, 6.28, 24)],
+        "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
+        "triangle": [(0, -1), (1, 1), (-1, 1)],
+        "cross": [(-1, -1), (1, 1), (0, 0), (1, -1), (-1, 1), (0, 0)],
+        "ladder": [(-1, -1), (-1, 1), (1, 1), (1, -1), (0, -1), (0, 1)],
+        "zigzag": [(-1, 1), (-0.5, -1), (0, 1), (0.5, -1), (1, 1)],
+        "diamond": [(0, -1), (0.6, 0), (0, 1), (-0.6, 0)],
+        "arrow": [(-1, 0), (1, 0), (0.4, -0.6), (1, 0), (0.4, 0.6), (1, 0)],
+    }[shape]
+    size = rng.uniform(14, 24)
+    points = [(32 + size * x + rng.normal(), 32 + size * y + rng.normal()) for x, y in corners]
+    image = Image.new("RGB", (64, 64), "white")
+    pen = ImageDraw.Draw(image)
+    if domain == "photo":
+        pen.polygon(points, fill=tuple(int(v) for v in rng.integers(0, 200, 3)), outline="black")
+    else:
+        pen.line([*points, points[0]], fill="black", width=2)
+    path = root / domain / shape / f"{number}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)

@@ -1,0 +1,216 @@
+"""The commands as a person runs them, on a small data set and a real Ray cluster."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from dsn_ray import evaluate, train, tune
+
+SPACE = """
+parameters:
+  loss.lambda1: {distribution: loguniform, low: 0.01, high: 1.0}
+  memory.k: {distribution: int, low: 1, high: 30}
+first:
+  - {loss.lambda1: 0.1, memory.k: 10}
+budget: {trials: 2}
+set:
+  network.backbone: efficientnet_lite0
+  data.validation_classes: 2
+"""
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, cache):
+    """A working folder of its own with a space file, and a cache that the tests share."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    (tmp_path / "space.yaml").write_text(SPACE)
+    return tmp_path
+
+
+def rows_by_key(rows):
+    return {(r["codes"], r["protocol"], r["metric"]): r["value"] for r in rows}
+
+
+def test_a_sweep_from_start_to_table(here, attached, drawings, capfd):
+    arguments = ["--space", "space.yaml", "--data", f"folder:toy={drawings}", "--smoke-test"]
+    assert tune.main([*arguments, "--name", "first"]) == 0
+    said = capfd.readouterr().out
+    run = here / "runs" / "first"
+    assert said.splitlines()[-1] == str(run)
+    assert "1 pictures did not decode" in said
+    assert "Ray dashboard: http://127.0.0.1:" in said
+    assert f"Ray's messages go to {run / 'ray.log'}" in said
+
+    trials = [json.loads(line) for line in (run / "trials.jsonl").read_text().splitlines()]
+    assert [trial["number"] for trial in trials] == [1, 2]
+    assert trials[0]["parameters"] == {"loss.lambda1": 0.1, "memory.k": 10}
+    assert all(trial["state"] == "finished" and 0 < trial["value"] <= 1 for trial in trials)
+    assert all(trial["epochs"] == 1 for trial in trials)
+
+    final = json.loads((run / "final.json").read_text())
+    assert len(final["rows"]) == 8
+    best = max(trials, key=lambda trial: trial["value"])["parameters"]
+    for row in final["rows"]:
+        assert row["dataset"] == "folder:toy"
+        assert row["parameters"] == best
+        assert (row["queries"], row["gallery"], row["dim"], row["seed"]) == (18, 18, 64, 0)
+        assert 0 < row["value"] <= 1
+    assert {row["codes"] for row in final["untrained"]} == {"real"}
+
+    about = json.loads((Path(final["rows"][0]["checkpoint"]) / "about.json").read_text())
+    assert set(about["classes"]) == {"circle", "square", "triangle", "cross", "ladder"}
+    assert yaml.safe_load((run / "config.yaml").read_text())["trials"] == 2
+
+    before = (run / "final.json").read_bytes()
+    assert tune.main([*arguments, "--name", "first"]) == 2
+    assert "exists already" in capfd.readouterr().err
+    assert (run / "final.json").read_bytes() == before
+
+    checkpoint = final["rows"][0]["checkpoint"]
+    assert evaluate.main(["--checkpoint", checkpoint, "--json", "again.json"]) == 0
+    again = json.loads((here / "again.json").read_text())["rows"]
+    assert rows_by_key(again) == pytest.approx(rows_by_key(final["rows"]), abs=1e-6)
+
+
+def test_one_training_and_its_checkpoint(here, attached, drawings, capfd):
+    settings = {**tune.SMOKE_TEST, "network.backbone": "efficientnet_lite0"}
+    settings |= {"data.validation_classes": 2, "network.weights": "none"}
+    given = [f"--set={name}={value}" for name, value in settings.items()]
+    data = ["--data", f"folder:toy={drawings}"]
+    assert train.main([*data, *given, "--name", "one", "--workers", "1"]) == 0
+    checkpoint = Path(capfd.readouterr().out.splitlines()[-1])
+    assert {"state.pt", "about.json"} <= {path.name for path in checkpoint.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--workers", "4", "--cpus-per-worker", "1"],
+            "--workers 4 with --cpus-per-worker 1 needs",
+        ),
+        (["--cpus-per-worker", "2"], "needs 4 CPUs, but this Ray cluster has 2"),
+        (["--gpus-per-worker", "1"], "needs 2 GPUs, but this Ray cluster has 0"),
+    ],
+)
+def test_more_than_the_cluster_has_is_refused(here, attached, drawings, capfd, options, message):
+    given = ["--space", "space.yaml", "--data", f"folder:toy={drawings}", "--name", "big"]
+    assert tune.main([*given, *options]) == 2
+    assert message in capfd.readouterr().err
+    assert not (here / "runs" / "big").exists()
+
+
+def bad_inputs(drawings):
+    data = ["--data", f"folder:toy={drawings}"]
+    space = ["--space", "space.yaml"]
+    return {
+        "no space": (data, "--space is needed"),
+        "missing space": (["--space", "none.yaml"], "none.yaml cannot be read"),
+        "unknown set": ([*space, "--data", "skechty=x"], "There is no data set 'skechty'"),
+        "no folder": ([*space, "--data", "sketchy=/nowhere"], "/nowhere is no sketchy folder"),
+        "twice": ([*space, *data, *data], "--data folder:toy is given twice"),
+        "unknown key": ([*space, *data, "--set", "loss.alpha=1"], "loss.alpha is not a setting"),
+        "bad value": ([*space, *data, "--set", "loss.tau=0"], "loss.tau"),
+        "no trials": ([*space, *data, "--trials", "0"], "--trials 0: at least 1"),
+        "no workers": ([*space, *data, "--workers", "0"], "--workers 0: at least 1"),
+        "odd batch": ([*space, *data, "--workers", "3"], "cannot be shared equally among 3"),
+        "all held out": (
+            [*space, *data, "--set", "data.validation_classes=4"],
+            "leaves 1 of 5 seen classes",
+        ),
+        "a path as name": ([*space, *data, "--name", "../up"], "must be a plain name"),
+        "unwritable": ([*space, *data, "--storage", "/dev/null/x"], "cannot be written to"),
+        "nothing to resume": (["--resume", "--name", "none"], "is not the folder of a run"),
+        "resume what": (["--resume"], "--resume needs --name"),
+    }
+
+
+@pytest.mark.parametrize("case", bad_inputs(Path()))
+def test_bad_input_is_one_line_and_status_two(here, drawings, capfd, monkeypatch, case):
+    monkeypatch.setattr(sys, "argv", ["tune"])
+    arguments, message = bad_inputs(drawings)[case]
+    assert tune.main(arguments) == 2
+    said = capfd.readouterr().err.strip()
+    assert said.startswith("error: ")
+    assert message in said
+    assert "\n" not in said
+    assert not list((here / "runs").glob("*")) if (here / "runs").exists() else True
+
+
+def test_features_of_ones_own_are_rated(here, capsys):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "query_features": rng.normal(size=(6, 8)),
+        "query_labels": np.arange(6) % 2,
+        "gallery_features": rng.normal(size=(10, 8)),
+        "gallery_labels": np.arange(10) % 2,
+    }
+    np.savez("features.npz", **arrays)
+    assert evaluate.main(["--features", "features.npz", "--json", "rows.json"]) == 0
+    rows = json.loads((here / "rows.json").read_text())["rows"]
+    assert len(rows) == 8
+    assert "too small to mean anything" in " ".join(capsys.readouterr().out.split())
+    del arrays["gallery_labels"]
+    np.savez("features.npz", **arrays)
+    assert evaluate.main(["--features", "features.npz"]) == 2
+    assert "gallery_labels is missing" in capsys.readouterr().err
+    assert evaluate.main(["--features", "none.npz"]) == 2
+    assert evaluate.main(["--checkpoint", "none"]) == 2
+    assert "this is not a checkpoint folder" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_cleanly_and_the_sweep_goes_on(here, drawings):
+    """A sweep with a Ray of its own, stopped by Ctrl-C, resumed to its end."""
+    command = [sys.executable, "-m", "dsn_ray.tune"]
+    given = ["--space", "space.yaml", "--data", f"folder:toy={drawings}", "--smoke-test"]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    running = subprocess.Popen(
+        [*command, *given, "--name", "stopped"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        record = here / "runs" / "stopped" / "trials.jsonl"
+        deadline = time.monotonic() + 180
+        while not record.exists() and time.monotonic() < deadline:
+            assert running.poll() is None, running.stderr.read()
+            time.sleep(0.2)
+        os.killpg(running.pid, signal.SIGINT)
+        _, errors = running.communicate(timeout=120)
+    finally:
+        running.kill()
+    assert running.returncode == 1
+    assert "python -m dsn_ray.tune --resume --name stopped" in errors
+    assert "Traceback" not in errors
+    first = record.read_text().splitlines()[0]
+
+    resumed = subprocess.run(
+        [*command, "--resume", "--name", "stopped"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    trials = record.read_text().splitlines()
+    assert trials[0] == first
+    assert len(trials) == 2
+    assert (here / "runs" / "stopped" / "final.json").exists()

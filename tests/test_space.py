@@ -1,0 +1,101 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dsn_ray.errors import UserError
+from dsn_ray.space import Space, describe, load_space
+
+SPACES = sorted((Path(__file__).parents[1] / "search_spaces").glob("*.yaml"))
+GOOD = {
+    "parameters": {
+        "loss.lambda1": {"distribution": "loguniform", "low": 0.01, "high": 1.0},
+        "memory.k": {"distribution": "int", "low": 1, "high": 30},
+    },
+    "budget": {"trials": 4},
+}
+
+
+@pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
+def test_shipped_spaces_load_and_their_headers_name_the_command(path):
+    load_space(path)
+    assert f"python -m dsn_ray.tune --space search_spaces/{path.name}" in path.read_text()
+
+
+def test_lambdas_sweeps_the_four_and_starts_with_the_papers_setting():
+    space = load_space(next(path for path in SPACES if path.stem == "lambdas"))
+    assert set(space.parameters) == {"loss.lambda1", "loss.lambda2", "loss.tau", "memory.k"}
+    assert space.first[0] == {
+        "loss.lambda1": 0.1,
+        "loss.lambda2": 1.0,
+        "loss.tau": 0.07,
+        "memory.k": 10,
+    }
+    assert (space.sampler.name, space.scheduler.name) == ("tpe", "asha")
+
+
+def changed(key, value):
+    tree = yaml.safe_load(yaml.safe_dump(GOOD))
+    *parents, last = key.split("/")
+    place = tree
+    for parent in parents:
+        place = place[parent]
+    place[last] = value
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("parameters/loss.lamda1", {"distribution": "uniform", "low": 0, "high": 1},
+         "loss.lamda1 is not a setting"),
+        ("parameters/loss.lambda1/distribution", "normal", "'uniform', 'loguniform'"),
+        ("parameters/loss.lambda1/low", 0, "low must be above 0 on a log scale"),
+        ("parameters/loss.lambda1/low", 2.0, "low must be below high, not 2 and 1"),
+        ("parameters/loss.lambda1/low", 1.0, "low must be below high"),
+        ("parameters/memory.k/low", 0, "memory.k: input should be greater than or equal to 1"),
+        ("parameters/memory.k/high", 2.5, "low and high must be whole numbers"),
+        ("parameters/memory.k", {"distribution": "categorical", "low": 1, "high": 2},
+         "a categorical distribution takes choices"),
+        ("parameters/memory.k", {"distribution": "categorical", "choices": []}, "choices"),
+        ("parameters/memory.k", {"distribution": "categorical", "choices": [5, 0]},
+         "memory.k: input should be greater than or equal to 1"),
+        ("parameters/memory.k", {"distribution": "int", "choices": [1]}, "takes low and high"),
+        ("parameters", {}, "parameters"),
+        ("sampler", {"name": "gibbs"}, "sampler.name: input should be 'tpe' or 'random'"),
+        ("scheduler", {"name": "asha", "grace": 2}, "scheduler.grace is not a known key"),
+        ("budget", {}, "budget.trials"),
+        ("budget/trials", 0, "budget.trials: input should be greater than or equal to 1"),
+        ("trails", 3, "trails is not a known key; allowed are parameters, first"),
+        ("first", [{"loss.lambda1": 0.1}], "each setting must name loss.lambda1, memory.k"),
+        ("first", [{"loss.lambda1": 5.0, "memory.k": 3}], "lies outside its own distribution"),
+        ("set", {"loss.alpha": 1}, "set: loss.alpha is not a setting"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_with_file_and_key(tmp_path, key, value, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(yaml.safe_dump(changed(key, value)))
+    with pytest.raises(UserError) as caught:
+        load_space(path)
+    assert str(path) in str(caught.value)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "- 1", "parameters: 3", "a: [b"])
+def test_a_file_that_is_no_space(tmp_path, text):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"bad\.yaml"):
+        load_space(path)
+
+
+def test_categorical_values_reach_optuna():
+    space = Space.model_validate(
+        changed("parameters/memory.k", {"distribution": "categorical", "choices": [1, 5]})
+    )
+    assert space.parameters["memory.k"].to_optuna().choices == (1, 5)
+
+
+def test_describe_is_short():
+    assert describe({"loss.lambda1": 0.123456, "memory.k": 7}) == "lambda1=0.123 k=7"
