@@ -276,9 +276,11 @@ def quiet_log(name: str, folder: Path | None = None) -> "Iterator[Console]":
 
 
 def _first_line(error: BaseException) -> str:
-    """The innermost cause's first line: Ray wraps errors several times."""
+    """What the innermost cause says: Ray wraps errors, and their text, several times."""
     cause: Any = error
     while getattr(cause, "cause", None) or cause.__cause__:
         cause = getattr(cause, "cause", None) or cause.__cause__
-    lines = str(cause).strip().splitlines() or [""]
+    lines = [line for line in str(cause).splitlines() if line.strip()] or [""]
+    if lines[0].startswith("Traceback"):
+        return lines[-1]
     return f"{type(cause).__name__}: {lines[0]}"

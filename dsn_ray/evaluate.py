@@ -314,14 +314,18 @@ def _print(rows: list[Row]) -> None:
     from rich.table import Table
 
     table = Table("codes", "protocol", "metric", "value", "queries", "gallery", "ties")
+    meaningless = False
     for row in rows:
         small = row["metric"].startswith("Prec@") and row["gallery"] <= int(row["metric"][5:])
-        value = f"{row['value']:.4f}" + (" (gallery too small to mean anything)" if small else "")
+        meaningless |= small
         table.add_row(
-            *(row["codes"], row["protocol"], row["metric"], value),
+            *(row["codes"], row["protocol"], row["metric"]),
+            f"{row['value']:.4f}{'*' * small}",
             *(str(row["queries"]), str(row["gallery"]), row["ties"]),
         )
     Console().print(table)
+    if meaningless:
+        Console().print("* The gallery has no more than K items, so this number means nothing.")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from ray import tune
 from ray.train import UserCallback
@@ -31,7 +31,6 @@ class SweepProgress(tune.Callback):
     Attributes:
         planned: trials that the sweep will run.
         epochs: epochs of a trial that is not stopped early.
-        interrupted: whether the sweep ended before all its trials did.
     """
 
     def __init__(self, console: Console, record: Path, planned: int, epochs: int) -> None:
@@ -48,18 +47,24 @@ class SweepProgress(tune.Callback):
         self._started = time.monotonic()
         self._epochs_before: int | None = None
         self._live: Live | None = None
-        self.interrupted = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to this process: Tune keeps its callbacks in a file."""
         mine = ("_console", "_live")
         return {key: value for key, value in self.__dict__.items() if key not in mine}
 
-    def setup(self, *args: Any, **kwargs: Any) -> None:
+    def __enter__(self) -> Self:
         """Opens the live view."""
         if self._console.is_terminal:
-            self._live = Live(console=self._console, refresh_per_second=2, transient=True)
+            self._live = Live(console=self._console, refresh_per_second=2)
             self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leaves the last view on the screen."""
+        if self._live:
+            self._live.stop()
+            self._live = None
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Redraws the view."""
@@ -96,15 +101,6 @@ class SweepProgress(tune.Callback):
         """Writes the record anew, and tells."""
         self._write(trials, trial)
         self._say(f"trial {trials.index(trial) + 1}/{self.planned} failed; the log says why")
-
-    def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        """Leaves the last view on the screen, and notes whether all trials are done."""
-        ended = sum(trial.is_finished() for trial in trials)
-        self.interrupted = ended < self.planned
-        if self._live:
-            self._live.stop()
-            self._live = None
-            self._console.print(self._view(trials))
 
     def state_of(self, trial: Trial) -> State:
         """How a trial ended, or that it has not."""

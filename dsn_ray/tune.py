@@ -252,9 +252,8 @@ def _search(
             ),
             run_config=run_config,
         )
-    grid = tuner.fit()
-    if progress.interrupted:
-        raise KeyboardInterrupt
+    with progress:
+        grid = tuner.fit()
     finished = [r for r in grid if r.metrics and r.metrics.get("epoch", 0) >= epochs]
     rated = [r for r in finished if not math.isnan(r.metrics.get(OBJECTIVE, math.nan))]
     if not rated:

@@ -76,6 +76,10 @@ def training_loop(job: dict[str, Any]) -> None:
     if resumed:
         with resumed.as_directory() as folder:
             learner.load(Path(folder) / "state.pt")
+            last = json.loads((Path(folder) / "about.json").read_text(encoding="utf-8"))
+        if learner.epoch >= config.train.epochs:
+            # It was stopped after its last epoch, before anybody heard of it.
+            ray.train.report(last["metrics"])
     about = {
         "data": data.name,
         "root": data.root,
@@ -84,7 +88,7 @@ def training_loop(job: dict[str, Any]) -> None:
     }
 
     for epoch in range(learner.epoch, config.train.epochs):
-        metrics = _one_epoch(learner, stream.epoch(epoch), config)
+        metrics: dict[str, float] = _one_epoch(learner, stream.epoch(epoch), config)
         learner.epoch = epoch + 1
         metrics["epoch"] = epoch + 1
         if job["validate"]:
@@ -95,7 +99,8 @@ def training_loop(job: dict[str, Any]) -> None:
             checkpoint = None
             if rank == 0:
                 learner.save(Path(folder) / "state.pt")
-                (Path(folder) / "about.json").write_text(json.dumps(about), encoding="utf-8")
+                text = json.dumps({**about, "metrics": metrics})
+                (Path(folder) / "about.json").write_text(text, encoding="utf-8")
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
             ray.train.report(metrics, checkpoint=checkpoint)
 

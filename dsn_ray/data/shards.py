@@ -97,6 +97,7 @@ def prepare_shards(source: Source, out: Path) -> Shards:
         DataError: If `out` holds shards of other pictures, or no picture decodes.
     """
     import ray.data
+    from ray.data.expressions import col
 
     if (out / "manifest.json").exists():
         found = read_manifest(out)
@@ -118,8 +119,8 @@ def prepare_shards(source: Source, out: Path) -> Shards:
         .map_batches(_Reader(source), batch_size=64, batch_format="pyarrow", **_on_this_node())
         .materialize()
     )
-    rejected = pictures.filter(expr="reason != ''").drop_columns(["encoded"]).take_all()
-    good = pictures.filter(expr="reason == ''").drop_columns(["reason"])
+    rejected = pictures.filter(expr=col("reason") != "").drop_columns(["encoded"]).take_all()
+    good = pictures.filter(expr=col("reason") == "").drop_columns(["reason"])
 
     unfinished = out.with_name(f".{out.name}.unfinished-{os.getpid()}")
     try:
