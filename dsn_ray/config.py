@@ -176,13 +176,15 @@ class Config(Section):
 DEMONSTRATION: dict[str, Any] = {
     "network.backbone": "efficientnet_lite0",
     "data.px": 64,
+    "data.sketches_per_batch": 16,
+    "data.photos_per_batch": 32,
     "data.epoch": "longer",
     "data.validation_classes": 3,
     "optimizer.lr": 1e-3,
     "optimizer.lr_end": 1e-5,
     "train.epochs": 3,
 }
-"""Settings of the embedded demonstration: small pictures and few epochs, for two cores."""
+"""Settings of the embedded demonstration: small pictures and batches, for two cores."""
 
 
 def parse_config(tree: object, where: str) -> Config:

@@ -142,12 +142,14 @@ def _run(sweep: Sweep, run: cli.Run, shape: "Shape", *, resume: bool) -> None:
     """Runs or resumes a sweep in its folder."""
     from dsn_ray.data.shards import locate
     from dsn_ray.final import FinalResults, final_job, final_table
+    from dsn_ray.model import imagenet_weights
     from dsn_ray.runtime import allot, ray_cluster, refuse_local_storage_on_many_nodes
     from dsn_ray.train import check_fits
 
     found = [locate(name, root) for name, root in sweep.data]
     for data in found:
         check_fits(sweep.config, data.seen_classes, shape.workers)
+    imagenet_weights(sweep.config.network.backbone, sweep.config.network.weights)
     if not resume:
         sweep.save(run.folder / "config.yaml")
     again = f"Go on with: python -m dsn_ray.tune --resume --name {run.folder.name}"
@@ -201,7 +203,9 @@ def _load(
     note = ""
     if shards.rejected:
         listed = shards.directory / "rejected.jsonl"
-        note = f"; {shards.rejected} pictures did not decode, see {listed}"
+        note += f"; {shards.rejected} pictures did not decode, see {listed}"
+    if without := int((~data.mask.any(axis=1)).sum()):
+        note += f"; {without} of {len(data.mask)} classes are unknown to the semantic mask"
     console.print(
         f"{found.name}: {counts}{note} ({time.monotonic() - started:.0f} s)", soft_wrap=True
     )

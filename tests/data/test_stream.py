@@ -1,8 +1,21 @@
 import numpy as np
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsn_ray.data.stream import draw_epoch
+from dsn_ray.config import AugmentConfig
+from dsn_ray.data import stream as stream_module
+from dsn_ray.data.catalog import open_source
+from dsn_ray.data.shards import prepare_shards
+from dsn_ray.data.stream import (
+    PairStream,
+    PictureTable,
+    TeacherLogits,
+    draw_epoch,
+    load_pictures,
+    plain_batches,
+)
 
 
 @given(st.integers(1, 40), st.integers(1, 20), st.integers(1, 6), st.integers(0, 1000))
@@ -23,3 +36,94 @@ def test_the_seed_decides_the_order():
     one, other = (draw_epoch(pool, 10, 5, (0, epoch, 0))[0] for epoch in (0, 1))
     np.testing.assert_array_equal(one, draw_epoch(pool, 10, 5, (0, 0, 0))[0])
     assert (one != other).any()
+
+
+@pytest.fixture(scope="module")
+def shards(ray_address, drawings, tmp_path_factory):
+    import ray
+
+    ray.init(address=ray_address, log_to_driver=False)
+    out = tmp_path_factory.mktemp("stream") / "shards"
+    yield prepare_shards(open_source("folder:toy", drawings), out)
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def tables(shards):
+    ids = np.sort([row["id"] for row in shards.rows("seen", "photo").take_all()])
+    logits = np.repeat(np.arange(len(ids), dtype=np.float16)[:, None], 1000, axis=1)
+    teacher = TeacherLogits(ids, logits)
+    return (
+        PictureTable(load_pictures(shards, "seen", "sketch", 32)),
+        PictureTable(load_pictures(shards, "seen", "photo", 32, teacher)),
+    )
+
+
+def make_stream(tables, rank=0, world=1, classes=(0, 2, 3), **changes):
+    settings = {
+        "sketches_per_batch": 4,
+        "photos_per_batch": 8,
+        "epoch_ends": "longer",
+        "per_class": None,
+        "augment": AugmentConfig(),
+        "seed": 0,
+        **changes,
+    }
+    return PairStream(*tables, np.array(classes), rank=rank, world=world, **settings)
+
+
+def test_batches_hold_what_they_say(tables):
+    stream = make_stream(tables)
+    batches = list(stream.epoch(0))
+    assert len(batches) == stream.steps == 4
+    for batch in batches:
+        assert batch.sketch_views.shape == (4, 3, 3, 32, 32)
+        assert batch.photo_views.shape == (8, 3, 3, 32, 32)
+        assert batch.photo_views.dtype == torch.uint8
+        assert set(batch.photo_labels.tolist()) <= {0, 1, 2}
+        assert batch.teacher_logits.shape == (8, 1000)
+
+
+def test_each_photo_brings_its_own_teachers_logits(tables):
+    _, photos = tables
+    rows = np.array([5, 0, 17])
+    assert photos.teacher(rows)[:, 0].tolist() == [5, 0, 17]
+    assert (np.diff(photos.ids) > 0).all()
+
+
+def test_an_epoch_again_is_the_same_epoch_and_another_is_another(tables):
+    first, again, other = (list(make_stream(tables).epoch(n)) for n in (1, 1, 2))
+    for one, same in zip(first, again, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, same, strict=True))
+    assert any(
+        not torch.equal(a.photo_views, b.photo_views) for a, b in zip(first, other, strict=True)
+    )
+
+
+def test_two_workers_together_see_what_one_would(tables):
+    whole = list(make_stream(tables).epoch(3))
+    parts = zip(*(make_stream(tables, rank, 2).epoch(3) for rank in (0, 1)), strict=True)
+    for alone, halves in zip(whole, parts, strict=True):
+        for field, one in alone._asdict().items():
+            assert torch.equal(one, torch.cat([getattr(half, field) for half in halves])), field
+
+
+def test_other_classes_never_enter(tables):
+    sketches, photos = tables
+    stream = make_stream(tables, classes=(1, 4))
+    for table, domain in ((sketches, "sketch"), (photos, "photo")):
+        assert set(table.labels[stream._pools[domain]]) == {1, 4}
+    assert make_stream(tables, per_class=1, epoch_ends="shorter").steps == 1
+
+
+def test_encoded_bytes_give_the_same_pictures_as_pixels(tables, shards, monkeypatch):
+    sketches, _ = tables
+    assert sketches._pictures.decoded
+    monkeypatch.setattr(stream_module, "_SHARE_OF_STORE", 0.0)
+    encoded = PictureTable(load_pictures(shards, "seen", "sketch", 32))
+    assert not encoded._pictures.decoded
+    for row in range(len(sketches.ids)):
+        np.testing.assert_array_equal(encoded.pixels(row), sketches.pixels(row))
+    ((pictures, rows),) = plain_batches(encoded, np.arange(3), 8)
+    assert pictures.shape == (3, 3, 32, 32)
+    assert rows.tolist() == [0, 1, 2]
