@@ -21,6 +21,7 @@ test-slow: $(VENV)/.installed
 	$(RUN) -m pytest -m slow
 
 test-system: $(VENV)/.installed
+	-test -d /usr/share/wordnet || (apt-get update -qq && apt-get install -qq -y wordnet-base)
 	$(RUN) -m pytest -m system
 
 lint: $(VENV)/.installed

@@ -173,6 +173,13 @@ class Run:
     folder: Path
     storage: str
 
+    @property
+    def options(self) -> str:
+        """The options that name this run."""
+        parent = self.storage.rpartition("/")[0]
+        usual = parent == str(Path("runs").absolute())
+        return f"--name {self.folder.name}" + ("" if usual else f" --storage {parent}")
+
 
 def find_run(name: str, storage: str | None) -> Run:
     """The places of a run, whether it exists or not.
@@ -190,7 +197,7 @@ def find_run(name: str, storage: str | None) -> Run:
 
 @contextmanager
 def run_folder(name: str | None, stem: str, storage: str | None) -> Iterator[Run]:
-    """Makes the folder of a new run, and takes it away again if bad input stops the run.
+    """Makes the folder of a new run, and takes it away if bad input stops the run at its start.
 
     Args:
         name: of the run; None for the stem and the time.
@@ -211,7 +218,8 @@ def run_folder(name: str | None, stem: str, storage: str | None) -> Iterator[Run
     try:
         yield run
     except UserError:
-        shutil.rmtree(run.folder, ignore_errors=True)
+        if {path.name for path in run.folder.iterdir()} <= {"config.yaml", "ray.log"}:
+            shutil.rmtree(run.folder, ignore_errors=True)
         raise
 
 

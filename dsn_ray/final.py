@@ -40,11 +40,13 @@ class FinalResults:
     Attributes:
         rows: one per data set, seed, codes, protocol and metric.
         untrained: the same of the trunk before training, without seed and checkpoint.
+        folder: where checkpoints are copied that a URL keeps.
     """
 
     def __init__(self, path: Path) -> None:
         """Reads what an earlier run wrote."""
         self._path = path
+        self.folder = path.parent / "final"
         kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         self.rows: list[Row] = kept.get("rows", [])
         self.untrained: list[Row] = kept.get("untrained", [])
@@ -104,9 +106,7 @@ def final_job(
                 trained = fit(
                     seeded, data, resources, storage, name, validate=False, callbacks=[callback]
                 )
-            if trained.checkpoint is None:
-                raise RuntimeError(f"the training {name} left no checkpoint")
-            checkpoint = Path(trained.checkpoint.path)
+            checkpoint = _on_this_machine(trained.checkpoint, storage, results.folder / name)
             rows = evaluate_checkpoint(open_checkpoint(checkpoint), unseen, resources)
             about = {
                 "dataset": shards.name,
@@ -116,6 +116,13 @@ def final_job(
             }
             results.rows += [{**row, **about} for row in rows]
             results.save()
+
+
+def _on_this_machine(checkpoint: Any, storage: str, folder: Path) -> Path:
+    """A checkpoint's folder; one that is kept at a URL is copied to the folder given."""
+    if "://" not in storage:
+        return Path(checkpoint.path)
+    return Path(checkpoint.to_directory(str(folder)))
 
 
 def final_table(results: FinalResults, shards: Iterable[Shards], random_weights: bool) -> Table:

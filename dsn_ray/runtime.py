@@ -77,7 +77,7 @@ def ray_cluster() -> Iterator[str]:
     The running one is that of `RAY_ADDRESS` or, without it, of `ray start` on this machine.
 
     Yields:
-        The dashboard's address.
+        The dashboard's address, and how to get the token that it asks for.
 
     Raises:
         UserError: If `RAY_ADDRESS` cannot be reached.
@@ -107,7 +107,10 @@ def ray_cluster() -> Iterator[str]:
         raise UserError(f"No Ray cluster answers at {address}: is RAY_ADDRESS right?") from None
     try:
         _quiet_data()
-        yield f"http://{context.dashboard_url}" if context.dashboard_url else "not running"
+        if not context.dashboard_url:
+            yield "not running"
+        else:
+            yield f"http://{context.dashboard_url} (its token: ray get-auth-token)"
     finally:
         ray.shutdown()
 
@@ -169,7 +172,7 @@ def refuse_local_storage_on_many_nodes(storage: str) -> None:
     import ray
 
     alive = sum(node["Alive"] for node in ray.nodes())
-    if alive > 1 and "://" not in storage:
+    if alive > 1 and ("://" not in storage or storage.startswith("file://")):
         raise UserError(
             f"--storage {storage} is a folder of one node, but this Ray cluster has {alive} nodes; "
             "give an address that all of them reach, such as s3://bucket/path."

@@ -201,7 +201,7 @@ def _train(
     from dsn_ray.runtime import allot, ray_cluster, refuse_local_storage_on_many_nodes
 
     with ray_cluster() as dashboard:
-        console.print(f"Ray dashboard: {dashboard}")
+        console.print(f"Ray dashboard: {dashboard}", soft_wrap=True)
         refuse_local_storage_on_many_nodes(storage)
         resources = allot(shape, console)
         console.print(f"Running {resources}.")

@@ -152,14 +152,11 @@ def _run(sweep: Sweep, run: cli.Run, shape: "Shape", *, resume: bool) -> None:
     imagenet_weights(sweep.config.network.backbone, sweep.config.network.weights)
     if not resume:
         sweep.save(run.folder / "config.yaml")
-    again = f"Go on with: python -m dsn_ray.tune --resume --name {run.folder.name}"
-    if run.folder.parent != Path("runs").absolute():
-        again += f" --storage {run.folder.parent}"
     random_weights = sweep.config.network.weights == "none"
     with cli.quiet_log("ray", run.folder) as console:
         try:
             with ray_cluster() as dashboard:
-                console.print(f"Ray dashboard: {dashboard}")
+                console.print(f"Ray dashboard: {dashboard}", soft_wrap=True)
                 refuse_local_storage_on_many_nodes(run.storage)
                 resources = allot(shape, console)
                 console.print(f"Running {resources}.")
@@ -184,6 +181,7 @@ def _run(sweep: Sweep, run: cli.Run, shape: "Shape", *, resume: bool) -> None:
                     console,
                 )
         except KeyboardInterrupt:
+            again = f"Go on with: python -m dsn_ray.tune --resume {run.options}"
             raise cli.Interrupted(again) from None
         console.print(final_table(results, [shards for shards, _ in datasets], random_weights))
         console.print(str(run.folder), soft_wrap=True)
@@ -205,7 +203,7 @@ def _load(
         listed = shards.directory / "rejected.jsonl"
         note += f"; {shards.rejected} pictures did not decode, see {listed}"
     if without := int((~data.mask.any(axis=1)).sum()):
-        note += f"; {without} of {len(data.mask)} classes are unknown to the semantic mask"
+        note += f"; {without} of {len(data.mask)} classes have an empty semantic mask"
     console.print(
         f"{found.name}: {counts}{note} ({time.monotonic() - started:.0f} s)", soft_wrap=True
     )

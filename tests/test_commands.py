@@ -173,6 +173,7 @@ def test_features_of_ones_own_are_rated(here, capsys):
     assert "this is not a checkpoint folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_cleanly_and_the_sweep_goes_on(here, drawings):
     """A sweep with a Ray of its own, stopped by Ctrl-C, resumed to its end."""
     command = [sys.executable, "-m", "dsn_ray.tune"]
