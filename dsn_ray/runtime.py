@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -88,23 +89,21 @@ def ray_cluster() -> Iterator[str]:
     from ray._private import services
 
     address = services.canonicalize_bootstrap_address(None)
-    try:
-        if address is None:
-            context = ray.init(
-                address="local",
-                include_dashboard=True,
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-            )
-        else:
-            context = ray.init(
-                address=address,
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-                runtime_env={"env_vars": _RAY_ENVIRONMENT},
-            )
-    except ConnectionError:
-        raise UserError(f"No Ray cluster answers at {address}: is RAY_ADDRESS right?") from None
+    if address is None:
+        context = ray.init(
+            address="local",
+            include_dashboard=True,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+    else:
+        _knock(address)
+        context = ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            runtime_env={"env_vars": _RAY_ENVIRONMENT},
+        )
     try:
         _quiet_data()
         if not context.dashboard_url:
@@ -203,6 +202,15 @@ def chatter_to(log: Path) -> Iterator[Console]:
             for number, original in enumerate(saved, start=1):
                 os.dup2(original, number)
                 os.close(original)
+
+
+def _knock(address: str) -> None:
+    """Says within seconds that nobody answers, where Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError:
+        raise UserError(f"No Ray cluster answers at {address}: is RAY_ADDRESS right?") from None
 
 
 def _quiet_data() -> None:

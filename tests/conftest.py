@@ -1,6 +1,7 @@
 """What several tests share: one Ray cluster, and a small data set of drawings."""
 
 import os
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +34,14 @@ def ray_address():
 
     os.environ["RAY_TRAIN_ENABLE_STATE_TRACKING"] = "1"
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     cluster = Cluster(
         initialize_head=True,
         head_node_args={
             "num_cpus": 2,
             "include_dashboard": True,
+            "dashboard_port": port,
             "object_store_memory": 300 * 2**20,
         },
     )

@@ -1,6 +1,5 @@
 import io
 import os
-import sys
 
 import pytest
 from rich.console import Console
@@ -55,8 +54,7 @@ def test_one_node_may_keep_its_checkpoints_itself(connected):
 
 def test_an_address_where_nobody_answers(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "2")
-    with pytest.raises(UserError, match="No Ray cluster answers at 127"), ray_cluster():
+    with pytest.raises(UserError, match="No Ray cluster answers at"), ray_cluster():
         pass
 
 
@@ -72,13 +70,13 @@ def test_chatter_goes_to_the_file_and_comes_back(tmp_path, capfd):
     log = tmp_path / "chatter.log"
     with chatter_to(log) as console:
         os.write(1, b"from below\n")
-        print("from python", file=sys.stderr, flush=True)
+        os.write(2, b"from its neighbour\n")
         console.print("for people")
     print("afterwards")
     captured = capfd.readouterr()
     assert captured.out == "for people\nafterwards\n"
     assert "from below" in log.read_text()
-    assert "from python" in log.read_text()
+    assert "from its neighbour" in log.read_text()
 
 
 @pytest.mark.slow

@@ -256,6 +256,7 @@ class PairStream:
 
         # from_items starts no task, which would wait for ever where the workers hold every CPU.
         steps = ray.data.from_items([{"step": s} for s in range(self.steps)], override_num_blocks=1)
+        steps.context.execution_options.preserve_order = True
         for batch in steps.iter_torch_batches(
             batch_size=1, collate_fn=collate, prefetch_batches=_PREFETCHED_STEPS
         ):
