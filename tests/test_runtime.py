@@ -77,32 +77,3 @@ def test_chatter_goes_to_the_file_and_comes_back(tmp_path, capfd):
     assert captured.out == "for people\nafterwards\n"
     assert "from below" in log.read_text()
     assert "from its neighbour" in log.read_text()
-
-
-@pytest.mark.slow
-def test_nodes_that_an_autoscaler_can_add_are_awaited(monkeypatch):
-    from ray.cluster_utils import AutoscalingCluster
-
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    cluster = AutoscalingCluster(
-        head_resources={"CPU": 1},
-        worker_node_types={
-            "worker": {
-                "resources": {"CPU": 2},
-                "node_config": {},
-                "min_workers": 0,
-                "max_workers": 2,
-            }
-        },
-    )
-    cluster.start()
-    try:
-        monkeypatch.setenv("RAY_ADDRESS", "auto")
-        with ray_cluster():
-            console = said()
-            assert allot(Shape(workers=2, cpus_per_worker=2, wait=90), console).workers == 2
-            assert "Waiting up to 90 s for nodes" in console.file.getvalue()
-            with pytest.raises(UserError, match="can grow to"):
-                allot(Shape(workers=9, cpus_per_worker=2), console)
-    finally:
-        cluster.shutdown()
