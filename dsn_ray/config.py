@@ -31,6 +31,9 @@ class NetworkConfig(Section):
     """Length of the contrastive projection."""
     bn_momentum: float | None = Field(None, gt=0, le=1)
     """Batch-norm momentum; none keeps the backbone's own."""
+    bn_statistics: Literal["joint", "worker"] = "joint"
+    """Batch norm over all workers' parts of a batch, or over each worker's own, which waits for
+    nobody but makes the numbers depend on the number of workers."""
     weights: str | None = None
     """File with ImageNet weights; none takes the backbone's usual place, "none" random ones."""
 
@@ -175,6 +178,7 @@ class Config(Section):
 
 DEMONSTRATION: dict[str, Any] = {
     "network.backbone": "efficientnet_lite0",
+    "network.bn_statistics": "worker",
     "data.px": 64,
     "data.sketches_per_batch": 16,
     "data.photos_per_batch": 32,

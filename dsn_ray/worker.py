@@ -20,7 +20,7 @@ from dsn_ray.data.catalog import validation_classes
 from dsn_ray.data.stream import Batch, PairStream, PictureTable, plain_batches
 from dsn_ray.learner import Learner
 from dsn_ray.model import DsnNetwork, build_network
-from dsn_ray.model.norm import synchronise_batch_norm
+from dsn_ray.model.norm import average_running_statistics, synchronise_batch_norm
 from dsn_ray.retrieval import evaluate_features
 
 OBJECTIVE = "mAP"
@@ -60,7 +60,8 @@ def training_loop(job: dict[str, Any]) -> None:
     torch.manual_seed(config.train.seed)
     network = build_network(config.network, len(classes), ray.get(data.weights))
     device = ray.train.torch.get_device()
-    if world > 1:
+    joint_statistics = config.network.bn_statistics == "joint"
+    if world > 1 and joint_statistics:
         synchronise_batch_norm(network, device)
     parallel = ray.train.torch.prepare_model(
         network, parallel_strategy_kwargs={"forward_sync_buffers": False} if world > 1 else None
@@ -90,6 +91,8 @@ def training_loop(job: dict[str, Any]) -> None:
     for epoch in range(learner.epoch, config.train.epochs):
         metrics: dict[str, float] = _one_epoch(learner, stream.epoch(epoch), config)
         learner.epoch = epoch + 1
+        if world > 1 and not joint_statistics:
+            average_running_statistics(network)
         metrics["epoch"] = epoch + 1
         if job["validate"]:
             metrics[OBJECTIVE] = _validation_map(

@@ -53,6 +53,20 @@ def synchronise_batch_norm(module: nn.Module, device: torch.device | str) -> nn.
     return module
 
 
+def average_running_statistics(module: nn.Module) -> None:
+    """Give every rank the mean over ranks of each batch norm's running mean and variance."""
+    buffers = [
+        buffer
+        for child in module.modules()
+        if isinstance(child, nn.BatchNorm2d)
+        for buffer in (child.running_mean, child.running_var)
+        if buffer is not None
+    ]
+    joined = _all_reduced(torch.cat(buffers)) / distributed.get_world_size()
+    for buffer, mean in zip(buffers, joined.split([len(b) for b in buffers]), strict=True):
+        buffer.copy_(mean)
+
+
 class _JointBatchNorm(torch.autograd.Function):
     """Batch norm of all ranks' batches: one all-reduce forward and one backward.
 

@@ -9,7 +9,11 @@ from torch import distributed, nn
 from torch.multiprocessing.spawn import spawn
 
 from dsn_ray.model.backbone import build_backbone
-from dsn_ray.model.norm import SyncBatchNorm2d, synchronise_batch_norm
+from dsn_ray.model.norm import (
+    SyncBatchNorm2d,
+    average_running_statistics,
+    synchronise_batch_norm,
+)
 
 WORLD = 2
 SPLITS = (slice(0, 3), slice(3, 8))
@@ -47,7 +51,11 @@ def rank_of_two(rank: int, folder: Path) -> None:
     network = synchronise_batch_norm(small_network(), "cpu")
     result = two_steps(nn.parallel.DistributedDataParallel(network), SPLITS[rank], WORLD)
     gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
-    torch.save(result | {"state": network.state_dict(), "gradients": gradients}, folder / f"{rank}")
+    averaged = small_network()
+    averaged(batch()[0][SPLITS[rank]])
+    average_running_statistics(averaged)
+    states = {"state": network.state_dict(), "averaged": averaged.state_dict()}
+    torch.save(result | states | {"gradients": gradients}, folder / f"{rank}")
     distributed.barrier()
     os._exit(0)  # what was measured is on disk; gloo's threads may abort when they are taken down
 
@@ -93,6 +101,18 @@ def test_two_ranks_keep_the_running_statistics_of_one_process(ranks, alone):
     for rank in ranks:
         for name, value in alone["state"].items():
             assert_same(rank["state"][name], value)
+
+
+def test_running_statistics_become_the_mean_over_ranks(ranks):
+    states = []
+    for rows in SPLITS:
+        network = small_network()
+        network(batch()[0][rows])
+        states.append(network.state_dict())
+    for rank in ranks:
+        for name in ("1.running_mean", "1.running_var", "4.running_mean", "4.running_var"):
+            assert not torch.allclose(states[0][name], states[1][name])
+            assert_same(rank["averaged"][name], (states[0][name] + states[1][name]) / 2)
 
 
 def test_alone_nothing_changes():
