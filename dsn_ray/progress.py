@@ -191,7 +191,9 @@ def training_progress(console: Console, name: str, epochs: int) -> Iterator[User
     """
     queue = Queue(actor_options={"num_cpus": 0})
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task(f"{name}: starting")
 
         def show() -> None:

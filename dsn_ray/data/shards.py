@@ -60,7 +60,8 @@ class Shards:
             str(folder),
             partitioning=None,
             override_num_blocks=_blocks(self.counts[f"{split}/{domain}"]),
-            ray_remote_args={"num_cpus": _READ_CPUS, **_on_this_node()},
+            num_cpus=_READ_CPUS,
+            **_on_this_node(),
         )
 
 
@@ -174,10 +175,8 @@ def _blocks(rows: int) -> int:
 def _on_this_node() -> dict[str, Any]:
     """Remote arguments that keep a task on this node, where the local files are."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    node = ray.get_runtime_context().get_node_id()
-    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
+    return {"label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()}}
 
 
 class _Reader:
