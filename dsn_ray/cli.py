@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dsn_ray.config import DEMONSTRATION, Config, load_config, parse_settings
+from dsn_ray.config import DEMONSTRATION, RECIPES, Config, load_config, parse_settings
 from dsn_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -88,8 +88,12 @@ def add_data_argument(to: argparse.ArgumentParser) -> None:
 
 
 def add_config_arguments(to: argparse.ArgumentParser) -> None:
-    """Adds `--config F` and `--set section.key=value`."""
-    to.add_argument("--config", type=Path, metavar="F", help="YAML file with settings")
+    """Adds `--recipe`, `--config F` and `--set section.key=value`."""
+    start = to.add_mutually_exclusive_group()
+    start.add_argument(
+        "--recipe", choices=RECIPES, default="paper", help="settings to start from (paper)"
+    )
+    start.add_argument("--config", type=Path, metavar="F", help="YAML file with settings")
     to.add_argument(
         "--set",
         action="append",
@@ -144,7 +148,7 @@ def config_of(
     """The configuration that the options of `add_config_arguments` ask for.
 
     Args:
-        parsed: the options; `--set` goes over `layers`, which go over `--config`.
+        parsed: the options; `--set` goes over `layers`, which go over `--config` or `--recipe`.
         embedded: whether the embedded data is run, which has defaults of its own.
         layers: settings by dotted name.
 
@@ -157,7 +161,8 @@ def config_of(
     if parsed.config:
         base = load_config(parsed.config)
     else:
-        base = Config().with_settings(DEMONSTRATION if embedded else {})
+        base = Config().with_settings(RECIPES[parsed.recipe])
+        base = base.with_settings(DEMONSTRATION if embedded else {})
     return base.with_settings(layers or {}).with_settings(settings)
 
 

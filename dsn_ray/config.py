@@ -1,7 +1,8 @@
 """What a run is: one validated model per concern, YAML and `--set` in, YAML out.
 
 A setting is named by its section and key, as in `loss.lambda1`. The defaults are the paper's;
-`DEMONSTRATION` holds what the embedded demonstration data wants instead.
+`RECIPES` holds what the code released with the paper does instead, and `DEMONSTRATION` what the
+embedded demonstration data wants.
 """
 
 from collections.abc import Mapping
@@ -27,8 +28,8 @@ class NetworkConfig(Section):
     """The trunk: the paper's, or a small one with weights from the Python registry."""
     dim: int = Field(64, ge=1, le=1000)
     """d, length of the embedding; the paper reports 64 and 512."""
-    projection_dim: int = Field(128, ge=1)
-    """Length of the contrastive projection."""
+    projection_dim: int | None = Field(128, ge=1)
+    """Length of the contrastive projection; none puts the contrast on the embedding itself."""
     bn_momentum: float | None = Field(None, gt=0, le=1)
     """Batch-norm momentum; none keeps the backbone's own."""
     bn_statistics: Literal["joint", "worker"] = "joint"
@@ -49,6 +50,12 @@ class LossConfig(Section):
     """Weight of classification and distillation, L_cls + L_ask."""
     tau: float = Field(0.07, gt=0, allow_inf_nan=False)
     """Temperature of the contrastive loss."""
+    contrastive: Literal["mean", "sum"] = "mean"
+    """Over the anchors; eq. 2 prints the sum, lambda1 = 0.1 goes with the mean."""
+    memory_gradient: bool = True
+    """Whether the memory loss pulls the photos; without a gradient it is a constant."""
+    distilled: Literal["photos", "all"] = "photos"
+    """Which pictures learn from the teacher; eq. 7 prints all."""
     mask_weight: float = Field(0.3, ge=0, allow_inf_nan=False)
     """How much the semantic mask bends the teacher's label."""
 
@@ -60,15 +67,22 @@ class MemoryConfig(Section):
     """Sketch features kept per class."""
     features: Literal["trunk", "embedding"] = "trunk"
     """Which features the bank holds and L_ml compares."""
+    update: Literal["top_k", "release"] = "top_k"
+    """The k most photo-like of the old ones and the batch's; or as the released code, faults and
+    all."""
+    lifetime: Literal["training", "epoch"] = "training"
+    """How long the bank is kept."""
 
 
 class OptimizerConfig(Section):
-    """Adam with a learning rate that falls exponentially, step by step."""
+    """Adam with a learning rate that falls exponentially."""
 
     lr: float = Field(1e-4, gt=0)
     """Learning rate of the first step."""
     lr_end: float = Field(1e-7, gt=0)
-    """Learning rate of the last step."""
+    """Learning rate of the last step, or of the step after it where it falls by epochs."""
+    decay: Literal["step", "epoch"] = "step"
+    """How often the learning rate falls."""
     weight_decay: float = Field(5e-4, ge=0)
     """Coupled (L2) weight decay."""
 
@@ -86,8 +100,11 @@ class DataConfig(Section):
     """An epoch ends with the shorter domain, or with the longer while the shorter repeats."""
     per_class: int | None = Field(None, ge=1)
     """Train on at most so many sketches and photos of each class; none takes all."""
+    teacher_sees: Literal["stored", "first_view"] = "stored"
+    """The teacher judges the pictures as they are stored, once for all trainings; or the first
+    view of each step, after the shared move and at the network's own size."""
     teacher_px: int = Field(224, ge=32, le=512)
-    """Side at which the teacher sees the photos."""
+    """Side at which the teacher sees the stored pictures."""
     validation_classes: int = Field(10, ge=1)
     """Seen classes held out to choose settings by; training never sees them during a sweep."""
     validation_seed: int = 0
@@ -144,6 +161,8 @@ class TrainConfig(Section):
     """Passes over the seen classes."""
     seed: int = Field(0, ge=0)
     """Decides the network's new weights, the order of pictures and their augmentation."""
+    keep: Literal["last", "best_seen"] = "last"
+    """Which epoch counts: the last, or the best by binary mAP on the classes trained on."""
 
 
 class Config(Section):
@@ -176,12 +195,38 @@ class Config(Section):
         return parse_config(tree, where)
 
 
+_RELEASE: dict[str, Any] = {
+    "network.projection_dim": None,
+    "network.bn_statistics": "worker",
+    "loss.memory_gradient": False,
+    "memory.update": "release",
+    "memory.lifetime": "epoch",
+    "optimizer.decay": "epoch",
+    "data.teacher_sees": "first_view",
+    "augment.centre": "corner",
+    "augment.fill": "black",
+    "train.epochs": 20,
+    "train.keep": "best_seen",
+}
+RECIPES: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "release": _RELEASE,
+    "release-tuberlin": {
+        **_RELEASE,
+        "data.sketches_per_batch": 9,
+        "data.photos_per_batch": 81,
+        "train.epochs": 16,
+        "train.keep": "last",
+    },
+}
+"""What the paper says, and what its released code does on Sketchy and on TU-Berlin."""
+
 DEMONSTRATION: dict[str, Any] = {
     "network.backbone": "efficientnet_lite0",
     "network.bn_statistics": "worker",
     "data.px": 64,
-    "data.sketches_per_batch": 16,
-    "data.photos_per_batch": 32,
+    "data.sketches_per_batch": 12,
+    "data.photos_per_batch": 24,
     "data.epoch": "longer",
     "data.validation_classes": 3,
     "optimizer.lr": 1e-3,

@@ -19,7 +19,7 @@ from dsn_ray.evaluate import (
 )
 from dsn_ray.progress import training_progress
 from dsn_ray.runtime import Resources
-from dsn_ray.train import TrainingData, fit
+from dsn_ray.train import TrainingData, fit, kept_checkpoint
 
 PAPER: dict[tuple[str, int, str], tuple[float, float]] = {
     ("sketchy", 64, "real"): (0.484, 0.610),
@@ -106,7 +106,9 @@ def final_job(
                 trained = fit(
                     seeded, data, resources, storage, name, validate=False, callbacks=[callback]
                 )
-            checkpoint = _on_this_machine(trained.checkpoint, storage, results.folder / name)
+            checkpoint = _on_this_machine(
+                kept_checkpoint(trained, config), storage, results.folder / name
+            )
             rows = evaluate_checkpoint(open_checkpoint(checkpoint), unseen, resources)
             about = {
                 "dataset": shards.name,

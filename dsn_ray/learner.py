@@ -15,6 +15,7 @@ from torch.nn import functional
 from dsn_ray.config import Config
 from dsn_ray.data.stream import Batch
 from dsn_ray.model.network import DsnNetwork, NetworkOutput
+from dsn_ray.model.teacher import Teacher
 from dsn_ray.objective import (
     LossTerms,
     MemoryBank,
@@ -40,6 +41,7 @@ class Learner:
         mask: Tensor,
         total_steps: int,
         parallel: nn.Module | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         """Starts at epoch 0.
 
@@ -49,6 +51,7 @@ class Learner:
             mask: `[C, 1000]` semantic mask of the training classes.
             total_steps: steps of the whole training, for the schedule.
             parallel: the network wrapped for data-parallel training, where several ranks train.
+            teacher: judges the first views, where the batches do not bring its logits.
         """
         self.network = network
         self._forward = parallel or network
@@ -56,14 +59,32 @@ class Learner:
         self._device = next(network.parameters()).device
         self._mask = mask.to(self._device)
         dim = network.backbone.dim if config.memory.features == "trunk" else config.network.dim
-        self.bank = MemoryBank(len(mask), config.memory.k, dim).to(self._device)
+        self.bank = MemoryBank(len(mask), config.memory.k, dim, config.memory.update).to(
+            self._device
+        )
+        self._teacher = None if teacher is None else teacher.to(self._device)
         adam = config.optimizer
         self.optimizer = torch.optim.Adam(
             network.parameters(), lr=adam.lr, weight_decay=adam.weight_decay
         )
-        fall = (adam.lr_end / adam.lr) ** (1 / max(1, total_steps - 1))
-        self.schedule = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, fall)
+        fall, epochs = adam.lr_end / adam.lr, config.train.epochs
+        steps_per_epoch = max(1, total_steps // epochs)
+
+        def by_step(step: int) -> float:
+            return float(fall ** (step / max(1, total_steps - 1)))
+
+        def by_epoch(step: int) -> float:
+            return float(fall ** (step // steps_per_epoch / epochs))
+
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, by_step if adam.decay == "step" else by_epoch
+        )
         self.epoch = 0
+
+    def begin_epoch(self) -> None:
+        """Forgets what the configuration keeps for one epoch only."""
+        if self._config.memory.lifetime == "epoch":
+            self.bank.clear()
 
     def step(self, batch: Batch) -> dict[str, float]:
         """Takes one optimisation step on this rank's part of a batch.
@@ -93,9 +114,9 @@ class Learner:
             views.to(self._device, non_blocking=True)
             for views in (batch.sketch_views, batch.photo_views)
         )
-        sketch_labels, photo_labels, teacher_logits = (
+        sketch_labels, photo_labels = (
             values.to(self._device, non_blocking=True)
-            for values in (batch.sketch_labels, batch.photo_labels, batch.teacher_logits)
+            for values in (batch.sketch_labels, batch.photo_labels)
         )
         labels = torch.cat([sketch_labels, photo_labels])
         is_photo = torch.cat([torch.zeros_like(sketch_labels), torch.ones_like(photo_labels)])
@@ -104,26 +125,37 @@ class Learner:
         output: NetworkOutput = self._forward(views, is_photo.repeat(3), first)
 
         config = self._config
+        taught = slice(count, first) if config.loss.distilled == "photos" else slice(first)
         remembered = output.trunk if config.memory.features == "trunk" else output.embedding
         sketch_features = _gathered(remembered[:count].detach())
         photo_features = _gathered(remembered[count:first])
         all_sketch_labels, all_photo_labels = _gathered(sketch_labels), _gathered(photo_labels)
         self.bank.update(sketch_features, all_sketch_labels, photo_features, all_photo_labels)
+        pulled = photo_features if config.loss.memory_gradient else photo_features.detach()
         return LossTerms(
             contrastive=cross_modal_contrastive_loss(
                 _gathered(output.projection[first:]),
                 _gathered(labels.repeat(2)),
                 config.loss.tau,
+                config.loss.contrastive,
             ),
-            memory=self.bank.loss(photo_features, all_photo_labels),
+            memory=self.bank.loss(pulled, all_photo_labels),
             classification=functional.cross_entropy(output.class_logits, labels),
             distillation=semantic_distillation_loss(
-                output.teacher_logits[count:],
-                teacher_logits,
-                self._mask[photo_labels],
+                output.teacher_logits[taught],
+                self._judgement(batch, views[:first][taught]),
+                self._mask[labels[taught]],
                 config.loss.mask_weight,
             ),
         )
+
+    def _judgement(self, batch: Batch, pictures: Tensor) -> Tensor:
+        """The teacher's logits of the pictures that learn from it, `[N, 1000]`."""
+        if self._teacher is not None:
+            return self._teacher.logits(pictures)
+        if batch.teacher_logits is None:
+            raise ValueError("the batch brings no teacher logits, and there is no teacher")
+        return batch.teacher_logits.to(self._device, non_blocking=True)
 
     def save(self, path: Path) -> None:
         """Writes everything that training carries; tensors, numbers and names only."""

@@ -13,6 +13,16 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 
+_PREPARED_ONCE = (
+    "data.px",
+    "data.teacher_px",
+    "data.teacher_sees",
+    "loss.distilled",
+    "network.backbone",
+    "network.weights",
+)
+
+
 class Parameter(Section):
     """The distribution of one setting."""
 
@@ -112,6 +122,11 @@ class Space(Section):
         """
         config.with_settings(self.set, f"{where}: set")
         for name, parameter in self.parameters.items():
+            if name in _PREPARED_ONCE:
+                raise UserError(
+                    f"{where}: parameters: {name} cannot vary, because the pictures are prepared "
+                    "with it once for all trials; fix it under set."
+                )
             for value in parameter.extremes():
                 config.with_settings({name: value}, f"{where}: parameters")
         for point in self.first:

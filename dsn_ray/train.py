@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.console import Console
 
-    from dsn_ray.data.catalog import Source
+    from dsn_ray.data.catalog import Domain, Source
     from dsn_ray.data.shards import Shards
     from dsn_ray.data.stream import Pictures
     from dsn_ray.model.weights import ImagenetWeights
@@ -39,7 +39,7 @@ class TrainingData:
         root: where it was read from, as given; None for the embedded ones.
         seen_classes: class of each label.
         sketches: of the seen classes.
-        photos: of the seen classes, with the teacher's logits.
+        photos: of the seen classes, with the teacher's logits unless training asks the teacher.
         mask: `[seen classes, 1000]` semantic mask.
         weights: the backbone's ImageNet weights; None for random ones.
     """
@@ -67,13 +67,18 @@ def load_training_data(shards: "Shards", root: Path | None, config: Config) -> T
     from dsn_ray.model import imagenet_weights
 
     weights = imagenet_weights(config.network.backbone, config.network.weights)
-    px = config.data.px
+    stored = config.data.teacher_sees == "stored"
+
+    def pictures(domain: "Domain", judged: bool) -> "Pictures":
+        logits = teacher_logits(shards, config, domain) if judged else None
+        return load_pictures(shards, "seen", domain, config.data.px, logits)
+
     return TrainingData(
         name=shards.name,
         root=None if root is None else str(root),
         seen_classes=shards.seen_classes,
-        sketches=load_pictures(shards, "seen", "sketch", px),
-        photos=load_pictures(shards, "seen", "photo", px, teacher_logits(shards, config)),
+        sketches=pictures("sketch", stored and config.loss.distilled == "all"),
+        photos=pictures("photo", stored),
         mask=mask_rows(shards.semantics, shards.seen_classes),
         weights=ray.put(weights),
     )
@@ -101,7 +106,7 @@ def fit(
         callbacks: Ray Train callbacks, such as Tune's reporter.
 
     Returns:
-        Ray Train's result; its checkpoint holds the last epoch.
+        Ray Train's result.
 
     Raises:
         UserError: If the batch cannot be shared among the workers, or too few classes are left.
@@ -109,7 +114,7 @@ def fit(
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from dsn_ray.worker import training_loop
+    from dsn_ray.worker import SEEN, training_loop
 
     check_fits(config, data.seen_classes, resources.workers)
     trainer = TorchTrainer(
@@ -130,12 +135,28 @@ def fit(
             name=name,
             storage_path=storage,
             failure_config=FailureConfig(max_failures=2),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=1,
+                checkpoint_score_attribute=SEEN if config.train.keep == "best_seen" else None,
+            ),
             callbacks=list(callbacks),
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
     return trainer.fit()
+
+
+def kept_checkpoint(result: "ray.train.Result", config: Config) -> "ray.train.Checkpoint":
+    """The checkpoint of the epoch that counts, as `train.keep` says."""
+    from dsn_ray.worker import SEEN
+
+    if config.train.keep == "best_seen":
+        chosen = result.get_best_checkpoint(SEEN, "max")
+    else:
+        chosen = result.checkpoint
+    if chosen is None:
+        raise RuntimeError("the training left no checkpoint")
+    return chosen
 
 
 def check_fits(config: Config, seen_classes: Sequence[str], workers: int) -> None:
@@ -173,7 +194,7 @@ def run_training(
         shape: fields of `dsn_ray.runtime.Shape`.
 
     Returns:
-        The folder of the last epoch's checkpoint.
+        The folder of the checkpoint that counts.
 
     Raises:
         UserError: If something given cannot be used.
@@ -210,9 +231,7 @@ def _train(
             result = fit(
                 config, data, resources, storage, name, validate=False, callbacks=[callback]
             )
-    if result.checkpoint is None:
-        raise RuntimeError("the training left no checkpoint")
-    return Path(result.checkpoint.path)
+    return Path(kept_checkpoint(result, config).path)
 
 
 def _arguments() -> argparse.ArgumentParser:

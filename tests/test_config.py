@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from dsn_ray.config import (
     DEMONSTRATION,
+    RECIPES,
     Config,
     load_config,
     parse_config,
@@ -21,6 +22,32 @@ def test_defaults_are_the_papers():
     assert config.network.backbone == "cse_resnet50"
     assert (config.data.sketches_per_batch, config.data.photos_per_batch) == (32, 64)
     assert (config.optimizer.lr, config.optimizer.lr_end, config.train.epochs) == (1e-4, 1e-7, 10)
+
+
+def test_the_recipes_differ_where_the_released_code_differs():
+    paper, release, tuberlin = (
+        Config().with_settings(RECIPES[name]) for name in ("paper", "release", "release-tuberlin")
+    )
+    assert paper == Config()
+    assert paper.loss.memory_gradient
+    assert not release.loss.memory_gradient
+    assert (paper.memory.update, release.memory.update) == ("top_k", "release")
+    assert (paper.memory.lifetime, release.memory.lifetime) == ("training", "epoch")
+    assert (paper.network.projection_dim, release.network.projection_dim) == (128, None)
+    assert (paper.data.teacher_sees, release.data.teacher_sees) == ("stored", "first_view")
+    assert (paper.train.epochs, release.train.epochs, tuberlin.train.epochs) == (10, 20, 16)
+    assert (paper.optimizer.decay, release.optimizer.decay) == ("step", "epoch")
+    assert release.optimizer.lr_end / release.optimizer.lr == pytest.approx(0.001)
+    assert paper.optimizer.weight_decay == release.optimizer.weight_decay == 5e-4
+    assert (release.data.sketches_per_batch, release.data.photos_per_batch) == (32, 64)
+    assert (tuberlin.data.sketches_per_batch, tuberlin.data.photos_per_batch) == (9, 81)
+    assert (release.augment.centre, release.augment.fill) == ("corner", "black")
+    assert (paper.network.bn_statistics, release.network.bn_statistics) == ("joint", "worker")
+    assert (paper.train.keep, release.train.keep, tuberlin.train.keep) == (
+        "last",
+        "best_seen",
+        "last",
+    )
 
 
 def test_the_demonstrations_settings_are_allowed():

@@ -11,11 +11,13 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dsn_ray.config import Config
+from dsn_ray.config import RECIPES, Config
 from dsn_ray.data.stream import Batch
 from dsn_ray.learner import Learner
+from dsn_ray.model import Teacher
 from dsn_ray.model.network import DsnNetwork
 from dsn_ray.model.norm import synchronise_batch_norm
+from dsn_ray.objective import cross_modal_contrastive_loss
 
 CLASSES, PX, DIM = 3, 8, 6
 
@@ -37,13 +39,16 @@ class TinyBackbone(nn.Module):
 
 def make_learner(settings=None, parallel=False):
     torch.manual_seed(0)
-    network = DsnNetwork(TinyBackbone(), DIM, 8, CLASSES).double()
     config = Config().with_settings({"network.dim": DIM, **(settings or {})})
+    network = DsnNetwork(TinyBackbone(), DIM, config.network.projection_dim and 8, CLASSES).double()
+    teacher = None
+    if config.data.teacher_sees == "first_view":
+        teacher = Teacher(TinyBackbone(), nn.Linear(12, 1000), "tiny").double()
     wrapped = None
     if parallel:
         synchronise_batch_norm(network, "cpu")
         wrapped = DistributedDataParallel(network)
-    learner = Learner(network, config, torch.rand(CLASSES, 1000), 10, wrapped)
+    learner = Learner(network, config, torch.rand(CLASSES, 1000), 10, wrapped, teacher)
     learner.bank.double()
     return learner
 
@@ -80,6 +85,8 @@ def test_a_step_lowers_the_loss_of_its_batch():
         ("loss.mask_weight", 2.0, "distillation"),
         ("memory.k", 1, "memory"),
         ("memory.features", "embedding", "memory"),
+        ("loss.contrastive", "sum", "contrastive"),
+        ("data.teacher_sees", "first_view", "distillation"),
     ],
 )
 def test_what_a_trial_varies_reaches_the_loss(setting, value, term):
@@ -90,6 +97,18 @@ def test_what_a_trial_varies_reaches_the_loss(setting, value, term):
     assert varied["total"] != pytest.approx(usual["total"], abs=1e-9)
     for name in others:
         assert varied[name] == pytest.approx(usual[name], abs=1e-12)
+
+
+def test_without_a_projection_head_the_contrast_sits_on_the_embedding():
+    learner = make_learner({"network.projection_dim": None})
+    batch = make_batch()
+    value = float(learner.losses(batch).contrastive.detach())
+    labels = torch.cat([batch.sketch_labels, batch.photo_labels]).repeat(2)
+    flags = torch.tensor([0] * len(batch.sketch_labels) + [1] * len(batch.photo_labels))
+    views = torch.cat([batch.sketch_views, batch.photo_views]).transpose(0, 1).flatten(0, 1)
+    with torch.no_grad():
+        embeddings = learner.network.train().embed(views, flags.repeat(3))[len(flags) :]
+    assert value == pytest.approx(float(cross_modal_contrastive_loss(embeddings, labels, 0.07)))
 
 
 def test_the_gradient_of_every_loss_reaches_the_backbone():
@@ -109,6 +128,63 @@ def test_the_rate_falls_exponentially_to_its_end():
     assert rates[-1] == pytest.approx(1e-6)
     ratios = [b / a for a, b in itertools.pairwise(rates)]
     assert ratios == pytest.approx([ratios[0]] * 9)
+
+
+def test_the_rate_may_fall_by_epochs():
+    settings = {"optimizer.lr": 1e-3, "optimizer.lr_end": 1e-6, "optimizer.decay": "epoch"}
+    learner = make_learner({**settings, "train.epochs": 5})
+    rates = []
+    for _ in range(10):
+        rates.append(learner.optimizer.param_groups[0]["lr"])
+        learner.step(make_batch())
+    assert rates == pytest.approx([1e-3 * 0.001 ** (step // 2 / 5) for step in range(10)])
+
+
+def gradients(settings):
+    learner = make_learner(settings)
+    learner.step(make_batch())
+    return [parameter.grad for parameter in learner.network.parameters()]
+
+
+def test_without_its_gradient_the_memory_loss_trains_nothing():
+    constant = gradients({"loss.memory_gradient": False})
+    absent = gradients({"loss.lambda2": 0.0})
+    full = gradients({})
+    for one, other in zip(constant, absent, strict=True):
+        torch.testing.assert_close(one, other)
+    assert any(not torch.allclose(one, other) for one, other in zip(constant, full, strict=True))
+
+
+def test_the_bank_is_kept_for_training_or_for_an_epoch():
+    for lifetime, filled in (("training", True), ("epoch", False)):
+        learner = make_learner({"memory.lifetime": lifetime})
+        learner.step(make_batch())
+        learner.begin_epoch()
+        assert bool(learner.bank.filled_places.any()) is filled
+
+
+def test_sketches_learn_from_the_teacher_where_all_pictures_do():
+    batch = make_batch()
+    sketch_logits = torch.randn(len(batch.sketch_labels), 1000)
+    everything = batch._replace(teacher_logits=torch.cat([sketch_logits, batch.teacher_logits]))
+    learner = make_learner({"loss.distilled": "all"})
+    value = float(learner.losses(everything).distillation.detach())
+    network = learner.network
+    first = torch.cat([batch.sketch_views[:, 0], batch.photo_views[:, 0]])
+    flags = torch.tensor([0] * len(batch.sketch_labels) + [1] * len(batch.photo_labels))
+    with torch.no_grad():
+        views = torch.cat([batch.sketch_views, batch.photo_views]).transpose(0, 1).flatten(0, 1)
+        log_probabilities = network(views, flags.repeat(3), len(first)).teacher_logits.log_softmax(
+            1
+        )
+    labels = torch.cat([batch.sketch_labels, batch.photo_labels])
+    soft = (everything.teacher_logits.double() + 0.3 * learner._mask[labels]).softmax(1)
+    assert value == pytest.approx(float(-(soft * log_probabilities).sum(1).mean()), abs=1e-6)
+
+
+def test_a_batch_without_a_teacher_is_named():
+    with pytest.raises(ValueError, match="no teacher logits"):
+        make_learner().losses(make_batch()._replace(teacher_logits=None))
 
 
 def test_a_saved_learner_goes_on_as_if_nothing_had_happened(tmp_path):
@@ -135,12 +211,12 @@ def part_of(batch, rank, world):
     return Batch(*(slices(values) for values in batch))
 
 
-def run_rank(rank, world, address, results):
+def run_rank(rank, world, address, results, settings):
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=address, rank=rank, world_size=world, timeout=timedelta(seconds=60)
     )
-    learner = make_learner(parallel=True)
+    learner = make_learner(settings, parallel=True)
     values = [learner.step(part_of(make_batch(seed), rank, world)) for seed in (1, 2)]
     gradients = [p.grad for p in learner.network.parameters()]
     torch.save((values, gradients, learner.bank.state_dict()), f"{results}/{rank}.pt")
@@ -148,10 +224,12 @@ def run_rank(rank, world, address, results):
     os._exit(0)  # what was measured is on disk; gloo's threads may abort when they are taken down
 
 
-def test_two_ranks_with_half_the_batch_each_equal_one(tmp_path):
-    alone = make_learner()
+@pytest.mark.parametrize("recipe", ["paper", "release"])
+def test_two_ranks_with_half_the_batch_each_equal_one(tmp_path, recipe):
+    settings = {**RECIPES[recipe], "memory.k": 2}
+    alone = make_learner(settings)
     expected = [alone.step(make_batch(seed)) for seed in (1, 2)]
-    arguments = (2, f"file://{tmp_path}/rendezvous", str(tmp_path))
+    arguments = (2, f"file://{tmp_path}/rendezvous", str(tmp_path), settings)
     torch.multiprocessing.start_processes(run_rank, arguments, nprocs=2, start_method="spawn")
     for rank in range(2):
         values, gradients, bank = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

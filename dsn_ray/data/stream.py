@@ -30,7 +30,7 @@ _PREFETCHED_STEPS = 2
 
 
 class TeacherLogits(NamedTuple):
-    """What the frozen teacher says of a split's photos."""
+    """What the frozen teacher says of a split's pictures of one domain."""
 
     ids: NDArray[np.int64]
     """`[n]` place in the catalogue, ascending"""
@@ -43,8 +43,8 @@ class Pictures:
     """The pictures of one split and domain in the object store.
 
     Attributes:
-        blocks: references to tables with `id`, `label` and `picture`, and `teacher` for photos
-            that the teacher has seen.
+        blocks: references to tables with `id`, `label` and `picture`, and `teacher` for pictures
+            that the teacher has judged.
         domain: sketch or photo.
         px: side of a picture.
         decoded: whether `picture` holds pixels, uint8 [3, px, px]; else encoded bytes.
@@ -72,7 +72,7 @@ def load_pictures(
         split: which of its classes.
         domain: sketches or photos.
         px: side that training or evaluation wants.
-        teacher: logits of the split's photos, added as the column `teacher`.
+        teacher: logits of the pictures, added as the column `teacher`.
     """
     count = shards.counts[f"{split}/{domain}"]
     store = ray.cluster_resources().get("object_store_memory", 0.0)
@@ -129,6 +129,11 @@ class PictureTable:
         self.ids = unordered[self._places]
         self.labels = table["label"].to_numpy()[self._places]
 
+    @property
+    def is_judged(self) -> bool:
+        """Whether the teacher's logits are there."""
+        return "teacher" in self._columns
+
     def pixels(self, row: int) -> NDArray[np.uint8]:
         """One picture, uint8 `[3, px, px]`."""
         px = self._pictures.px
@@ -154,8 +159,9 @@ class Batch(NamedTuple):
     """uint8 `[P, 3 views, 3, px, px]`"""
     photo_labels: torch.Tensor
     """`[P]` over the training classes"""
-    teacher_logits: torch.Tensor
-    """float32 `[P, 1000]`"""
+    teacher_logits: torch.Tensor | None
+    """float32 `[P, 1000]`, or `[S + P, 1000]` where sketches learn from the teacher too; None where
+    the teacher is asked in training"""
 
 
 def draw_epoch(
@@ -179,8 +185,8 @@ def draw_epoch(
     return rows, passage
 
 
-def _first_of_each(
-    labels: NDArray[np.int64], classes: NDArray[np.int64], per_class: int | None
+def rows_of_classes(
+    labels: NDArray[np.int64], classes: NDArray[np.int64], per_class: int | None = None
 ) -> NDArray[np.int64]:
     """The rows of some classes, ascending, at most `per_class` of each."""
     return np.sort(np.concatenate([np.flatnonzero(labels == c)[:per_class] for c in classes]))
@@ -208,7 +214,7 @@ class PairStream:
 
         Args:
             sketches: of all seen classes.
-            photos: of all seen classes, with teacher logits.
+            photos: of all seen classes.
             classes: `[C]` the labels to train on; a batch's labels are places in this list.
             sketches_per_batch: over all workers; a multiple of `world`.
             photos_per_batch: over all workers; a multiple of `world`.
@@ -222,7 +228,7 @@ class PairStream:
         self._tables = {"sketch": sketches, "photo": photos}
         self._per_batch = {"sketch": sketches_per_batch, "photo": photos_per_batch}
         self._pools = {
-            domain: _first_of_each(table.labels, classes, per_class)
+            domain: rows_of_classes(table.labels, classes, per_class)
             for domain, table in self._tables.items()
         }
         self._training_label = np.full(int(classes.max()) + 1, -1)
@@ -251,7 +257,9 @@ class PairStream:
             for domain in self._tables:
                 views, labels = self._views(domain, rows[domain][s], passages[domain][s], number)
                 made[f"{domain}_views"], made[f"{domain}_labels"] = views, labels
-            made["teacher_logits"] = self._tables["photo"].teacher(rows["photo"][s])
+            judged = [t.teacher(rows[d][s]) for d, t in self._tables.items() if t.is_judged]
+            if judged:
+                made["teacher_logits"] = torch.cat(judged)
             return made
 
         # from_items starts no task, which would wait for ever where the workers hold every CPU.
@@ -260,7 +268,7 @@ class PairStream:
         for batch in steps.iter_torch_batches(
             batch_size=1, collate_fn=collate, prefetch_batches=_PREFETCHED_STEPS
         ):
-            yield Batch(**batch)
+            yield Batch(**{"teacher_logits": None, **batch})
 
     def _views(
         self, domain: str, rows: NDArray[np.int64], passages: NDArray[np.int64], epoch: int

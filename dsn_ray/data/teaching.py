@@ -1,4 +1,4 @@
-"""The teacher's logits of a data set's seen photos, computed once and kept beside the shards."""
+"""The teacher's logits of a data set's seen pictures, computed once and kept beside the shards."""
 
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import ray.data
 import torch
 
 from dsn_ray.config import Config
+from dsn_ray.data.catalog import Domain
 from dsn_ray.data.shards import Shards
 from dsn_ray.data.stream import TeacherLogits
 from dsn_ray.data.views import decode
@@ -18,8 +19,8 @@ _BATCH = 32
 _CPUS = 0.5  # of an actor: reading the pictures needs the rest, or the job waits for ever
 
 
-def teacher_logits(shards: Shards, config: Config) -> TeacherLogits:
-    """What the teacher says of the seen photos as they are stored.
+def teacher_logits(shards: Shards, config: Config, domain: Domain) -> TeacherLogits:
+    """What the teacher says of the seen sketches or photos as they are stored.
 
     The result is kept in the shard folder under the weights' digest and the teacher's picture
     size, so that other weights or sizes never meet an old result.
@@ -27,24 +28,25 @@ def teacher_logits(shards: Shards, config: Config) -> TeacherLogits:
     Args:
         shards: the data set.
         config: decides the teacher's backbone, weights and picture size.
+        domain: sketches or photos.
 
     Raises:
         UserError: If the backbone's weights are missing.
     """
     weights = imagenet_weights(config.network.backbone, config.network.weights)
     which = weights.digest[:16] if weights else f"random-{config.network.backbone}"
-    kept = shards.directory / f"teacher-{which}-{config.data.teacher_px}.parquet"
+    kept = shards.directory / f"teacher-{domain}-{which}-{config.data.teacher_px}.parquet"
     if not kept.exists():
-        _compute(shards, config, kept)
+        _compute(shards, config, domain, kept)
     table = pq.read_table(kept)
     logits = np.frombuffer(b"".join(table["logits"].to_pylist()), np.float16)
     return TeacherLogits(table["id"].to_numpy(), logits.reshape(len(table), -1))
 
 
-def _compute(shards: Shards, config: Config, kept: Path) -> None:
+def _compute(shards: Shards, config: Config, domain: Domain, kept: Path) -> None:
     cluster = ray.cluster_resources()
     on_gpu = cluster.get("GPU", 0) >= 1
-    rows = shards.rows("seen", "photo").select_columns(["id", "encoded"])
+    rows = shards.rows("seen", domain).select_columns(["id", "encoded"])
     judged = rows.map_batches(
         _Judge,
         fn_constructor_kwargs={"config": config},

@@ -39,19 +39,21 @@ class DsnNetwork(nn.Module):
     Args:
         backbone: Maps pictures and domains to trunk features.
         dim: Length d of the embedding.
-        projection_dim: Length of the contrastive projection.
+        projection_dim: Length of the contrastive projection; None takes the embedding itself.
         num_seen_classes: Number of classes that training sees.
     """
 
     def __init__(
-        self, backbone: Backbone, dim: int, projection_dim: int, num_seen_classes: int
+        self, backbone: Backbone, dim: int, projection_dim: int | None, num_seen_classes: int
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.embedding = nn.Linear(backbone.dim, dim)
-        self.projection = nn.Sequential(
-            nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, projection_dim)
-        )
+        self.projection: nn.Module = nn.Identity()
+        if projection_dim is not None:
+            self.projection = nn.Sequential(
+                nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, projection_dim)
+            )
         self.classifier = nn.Linear(dim, num_seen_classes)
         self.teacher_head = nn.Linear(dim, IMAGENET_CLASSES)
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dsn_ray.model.backbone import build_backbone
 from dsn_ray.model.conditional import Backbone
-from dsn_ray.model.weights import IMAGENET_CLASSES, imagenet_weights
+from dsn_ray.model.weights import IMAGENET_CLASSES, ImagenetWeights, imagenet_weights
 
 if TYPE_CHECKING:
     from dsn_ray.config import NetworkConfig
@@ -33,16 +33,20 @@ class Teacher(nn.Module):
         self.requires_grad_(False).eval()
 
     @classmethod
-    def from_config(cls, config: "NetworkConfig") -> Self:
+    def from_config(cls, config: "NetworkConfig", weights: ImagenetWeights | None = None) -> Self:
         """Build the teacher of the network that ``config`` describes.
 
         With random weights it is the same random network every time.
+
+        Args:
+            config: Names the backbone and the place of its weights.
+            weights: ImageNet weights to use instead of those that ``config`` names.
 
         Raises:
             MissingWeights: If the ImageNet weights cannot be had.
             ValueError: If the backbone is unknown.
         """
-        weights = imagenet_weights(config.backbone, config.weights)
+        weights = weights or imagenet_weights(config.backbone, config.weights)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
             backbone = build_backbone(config.backbone)

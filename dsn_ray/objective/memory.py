@@ -1,5 +1,7 @@
 """L_ml: a bank of the most photo-like sketch features of each class, and the pull towards it."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -12,20 +14,23 @@ class MemoryBank(nn.Module):
     module, and no gradient ever reaches what it holds.
 
     Attributes:
-        features: `[C, k, dim]` kept features; places that are not filled hold zeros.
+        features: `[C, k, dim]` kept features.
         filled_places: `[C]` number of places in use, the first ones of each class.
     """
 
     features: Tensor
     filled_places: Tensor
 
-    def __init__(self, num_classes: int, k: int, dim: int) -> None:
+    def __init__(
+        self, num_classes: int, k: int, dim: int, rule: Literal["top_k", "release"] = "top_k"
+    ) -> None:
         """Starts empty.
 
         Args:
             num_classes: C, the number of seen classes.
             k: places per class; the paper uses 10.
             dim: length of a feature.
+            rule: what `update` does: the paper's top k, or what the released code does.
 
         Raises:
             ValueError: If one of the three is below 1.
@@ -34,7 +39,7 @@ class MemoryBank(nn.Module):
         for name, value in (("num_classes", num_classes), ("k", k), ("dim", dim)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}.")
-        self.num_classes, self.k, self.dim = num_classes, k, dim
+        self.num_classes, self.k, self.dim, self.rule = num_classes, k, dim, rule
         self.register_buffer("features", torch.zeros(num_classes, k, dim))
         self.register_buffer("filled_places", torch.zeros(num_classes, dtype=torch.long))
 
@@ -52,6 +57,11 @@ class MemoryBank(nn.Module):
         batch. A class without photos in the batch only fills its free places, in the order of
         the batch. Ties go to what is already in the bank, then to what comes first.
 
+        By the rule `release` sketches are taken one after another, as they come. The first k of a
+        class are kept. A later one that is nearer to the class's mean photo than the class's
+        furthest entry, say entry number j, should replace it; the released code writes it over all
+        k entries of class j instead, whatever its own class.
+
         Args:
             sketch_features: `[S, dim]`.
             sketch_labels: `[S]` classes from 0 to C - 1.
@@ -64,6 +74,9 @@ class MemoryBank(nn.Module):
         self._check("sketch", sketch_features, sketch_labels)
         self._check("image", image_features, image_labels)
         if len(sketch_labels) == 0:
+            return
+        if self.rule == "release":
+            self._update_as_released(sketch_features, sketch_labels, image_features, image_labels)
             return
         touched = sketch_labels.unique()
         old = torch.arange(self.k, device=touched.device) < self.filled_places[touched, None]
@@ -88,14 +101,42 @@ class MemoryBank(nn.Module):
         self.features[ranked_labels[kept], rank[kept]] = candidates[order[kept]]
         self.filled_places[touched] = per_class[touched].clamp(max=self.k)
 
+    def _update_as_released(
+        self, sketches: Tensor, sketch_labels: Tensor, photos: Tensor, photo_labels: Tensor
+    ) -> None:
+        centres = {
+            label: photos[photo_labels == label].mean(dim=0).to(self.features.dtype)
+            for label in set(photo_labels.tolist())
+        }
+        for feature, label in zip(
+            sketches.to(self.features.dtype), sketch_labels.tolist(), strict=True
+        ):
+            place = int(self.filled_places[label])
+            if place < self.k:
+                self.features[label, place] = feature
+                self.filled_places[label] += 1
+            elif label in centres:
+                kept = functional.cosine_similarity(self.features[label], centres[label], dim=1)
+                furthest = int(kept.argmin())
+                closeness = functional.cosine_similarity(feature, centres[label], dim=0)
+                if furthest < self.num_classes and closeness > kept[furthest]:
+                    self.features[furthest] = feature
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self.features.zero_()
+        self.filled_places.zero_()
+
     def prototypes(self) -> tuple[Tensor, Tensor]:
         """The mean of each class's kept features.
 
         Returns:
             `[C, dim]` prototypes, zero for an empty class, and `[C]` whether a class has one.
         """
-        mean = self.features.sum(dim=1) / self.filled_places.clamp(min=1)[:, None]
-        return mean, self.filled_places > 0
+        places = torch.arange(self.k, device=self.features.device)
+        in_use = places < self.filled_places[:, None]
+        kept = (self.features * in_use[:, :, None]).sum(dim=1)
+        return kept / self.filled_places.clamp(min=1)[:, None], self.filled_places > 0
 
     def loss(self, image_features: Tensor, image_labels: Tensor) -> Tensor:
         """Pulls each photo towards the prototype of its class (eq. 5).

@@ -44,6 +44,13 @@ def test_equals_the_slow_loop_at_the_papers_size(temperature):
     assert float(value) == pytest.approx(slow_contrastive(vectors, labels, temperature), abs=1e-9)
 
 
+def test_the_sum_counts_every_anchor():
+    vectors = torch.randn(7, 4, dtype=torch.float64)
+    labels = torch.tensor([0, 0, 0, 1, 1, 2, 3])
+    mean = cross_modal_contrastive_loss(vectors, labels, 0.1)
+    assert torch.isclose(cross_modal_contrastive_loss(vectors, labels, 0.1, "sum"), 5 * mean)
+
+
 def test_gradient_reaches_every_vector_and_pulls_positives_together():
     vectors = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([0, 0, 1, 1, 2, 2])

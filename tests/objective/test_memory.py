@@ -27,6 +27,66 @@ class SlowBank:
             self.kept[c] = candidates[: self.k]
 
 
+class SlowReleasedBank:
+    """The released code's bank, told in loops: one row of k places per class."""
+
+    def __init__(self, num_classes, k, dim):
+        self.rows = [[torch.zeros(dim) for _ in range(k)] for _ in range(num_classes)]
+        self.count = [0] * num_classes
+        self.k = k
+
+    def update(self, sketches, sketch_labels, images, image_labels):
+        for sketch, c in zip(sketches, sketch_labels.tolist(), strict=True):
+            if self.count[c] < self.k:
+                self.rows[c][self.count[c]] = sketch
+                self.count[c] += 1
+                continue
+            photos = [f for f, y in zip(images, image_labels.tolist(), strict=True) if y == c]
+            if not photos:
+                continue
+            mean = torch.stack(photos).mean(0)
+            scores = [float(cosine_similarity(f, mean, dim=0)) for f in self.rows[c]]
+            furthest = scores.index(min(scores))
+            if float(cosine_similarity(sketch, mean, dim=0)) > scores[furthest]:
+                self.rows[furthest] = [sketch] * self.k
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 100_000), st.integers(4, 6), st.integers(1, 4))
+def test_the_released_rule_equals_its_loops(seed, classes, k):
+    generator = torch.Generator().manual_seed(seed)
+    bank, slow = MemoryBank(classes, k, 6, "release"), SlowReleasedBank(classes, k, 6)
+    for _ in range(4):
+        batch = random_batch(generator, classes, 6)
+        bank.update(*batch)
+        slow.update(*batch)
+    assert bank.filled_places.tolist() == slow.count
+    prototypes, filled = bank.prototypes()
+    for c in range(classes):
+        torch.testing.assert_close(bank.features[c], torch.stack(slow.rows[c]))
+        if filled[c]:
+            mean = torch.stack(slow.rows[c][: slow.count[c]]).mean(0)
+            torch.testing.assert_close(prototypes[c], mean)
+
+
+def test_the_released_rule_writes_into_another_class():
+    bank = MemoryBank(3, 2, 2, "release")
+    label, photo = torch.tensor([2]), torch.tensor([[1.0, 0.0]])
+    for sketch in ([0.0, 1.0], [1.0, 1.0], [1.0, 0.0]):
+        bank.update(torch.tensor([sketch]), label, photo, label)
+    assert bank.features[2].tolist() == [[0.0, 1.0], [1.0, 1.0]]
+    assert bank.features[0].tolist() == [[1.0, 0.0], [1.0, 0.0]]
+
+
+def test_a_cleared_bank_is_empty():
+    bank = MemoryBank(1, 2, 2)
+    labels = torch.tensor([0])
+    bank.update(torch.ones(1, 2), labels, torch.ones(1, 2), labels)
+    bank.clear()
+    assert not bank.prototypes()[1].any()
+    assert not bank.features.any()
+
+
 def random_batch(generator, classes, dim):
     sizes = torch.randint(0, 12, (2,), generator=generator).tolist()
     batch = []
