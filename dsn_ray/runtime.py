@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from rich.console import Console
 
 from dsn_ray.errors import UserError
@@ -20,6 +21,7 @@ _RAY_ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, which says how to go on
     "TUNE_GLOBAL_CHECKPOINT_S": "5",
 }
+_BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def ray_cluster() -> Iterator[str]:
         The dashboard's address, and how to get the token that it asks for.
 
     Raises:
-        UserError: If `RAY_ADDRESS` cannot be reached.
+        UserError: If `RAY_ADDRESS` cannot be reached, or wants a token that is not given.
     """
     for name, value in _RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -98,12 +100,18 @@ def ray_cluster() -> Iterator[str]:
         )
     else:
         _knock(address)
-        context = ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            runtime_env={"env_vars": _RAY_ENVIRONMENT},
-        )
+        try:
+            # By itself Ray takes this machine's token only for a cluster that it found by itself.
+            context = ray.init(
+                address=address if os.environ.get("RAY_ADDRESS") else "auto",
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                runtime_env={"env_vars": _RAY_ENVIRONMENT},
+            )
+        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+            raise UserError(
+                f"The Ray cluster at {address} did not let us in: {_reason(error)}"
+            ) from error
     try:
         _quiet_data()
         if not context.dashboard_url:
@@ -213,6 +221,18 @@ def _knock(address: str) -> None:
         raise UserError(f"No Ray cluster answers at {address}: is RAY_ADDRESS right?") from None
 
 
+def _reason(error: BaseException) -> str:
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    if any("AuthToken" in str(e) or "Authentication" in type(e).__name__ for e in causes):
+        return (
+            "it asks for a token; set RAY_AUTH_MODE=token, with the cluster's token in "
+            "~/.ray/auth_token."
+        )
+    return f"{str(error).splitlines()[0].rstrip('.')}."
+
+
 def _quiet_data() -> None:
     import ray.data
 
@@ -221,11 +241,36 @@ def _quiet_data() -> None:
     context.print_on_execution_start = False
 
 
-def _ceiling(now: Mapping[str, float]) -> dict[str, float]:
-    """What the cluster can have at most: its nodes, or what its autoscaler may add."""
+def _autoscaler_limits() -> dict[str, float] | None:
+    """What the cluster can grow to, by resource; None where no autoscaler is known.
+
+    Some autoscalers tell Ray their limits. That of `ray up` does not: they are read from the file
+    which it leaves on the head node.
+    """
     from ray._private.state import state
 
-    can_grow_to = state.get_max_resources_from_cluster_config() or {}
+    told = state.get_max_resources_from_cluster_config()
+    if told is not None:
+        return {name: float(amount) for name, amount in told.items()}
+    try:
+        config = yaml.safe_load(_BOOTSTRAP.expanduser().read_text(encoding="utf-8"))
+        types = dict(config["available_node_types"])
+        head = types.pop(config["head_node_type"])["resources"]
+        nodes = [(t["resources"], t.get("max_workers", 0)) for t in types.values()]
+        limits = {}
+        for name in {*head, *(name for resources, _ in nodes for name in resources)}:
+            left, limits[name] = config.get("max_workers", 2), float(head.get(name, 0))
+            for each, most in sorted(((r.get(name, 0), m) for r, m in nodes), reverse=True):
+                limits[name] += each * min(left, most)
+                left -= min(left, most)
+        return limits
+    except (OSError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        return None
+
+
+def _ceiling(now: Mapping[str, float]) -> dict[str, float]:
+    """What the cluster can have at most: its nodes, or what its autoscaler may add."""
+    can_grow_to = _autoscaler_limits() or {}
     return {name: max(now.get(name, 0), can_grow_to.get(name, 0)) for name in {*now, *can_grow_to}}
 
 
@@ -243,21 +288,22 @@ def _fits(chosen: Resources) -> bool:
 
 def _await(chosen: Resources, wait: float, console: Console) -> None:
     import ray
-    from ray._private.state import state
     from ray.autoscaler.sdk import request_resources
 
     wanted = f"{chosen.workers} x {chosen.per_worker}"
-    if state.get_max_resources_from_cluster_config() is None:
+    if _autoscaler_limits() is None:
         raise UserError(f"No node of this Ray cluster has room for a worker; needed: {wanted}.")
     console.print(f"Waiting up to {wait:g} s for nodes with {wanted}.")
     request_resources(bundles=[chosen.per_worker] * chosen.workers)
     deadline = time.monotonic() + wait
-    while not _fits(chosen):
-        if time.monotonic() > deadline:
-            raise UserError(
-                f"--wait {wait:g}: the cluster did not grow to {wanted} in time; it has "
-                f"{ray.cluster_resources().get('CPU', 0):g} CPUs and "
-                f"{ray.cluster_resources().get('GPU', 0):g} GPUs."
-            )
-        time.sleep(1.0)
-    request_resources(bundles=[])
+    try:
+        while not _fits(chosen):
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"--wait {wait:g}: the cluster did not grow to {wanted} in time; it has "
+                    f"{ray.cluster_resources().get('CPU', 0):g} CPUs and "
+                    f"{ray.cluster_resources().get('GPU', 0):g} GPUs."
+                )
+            time.sleep(1.0)
+    finally:
+        request_resources(bundles=[])

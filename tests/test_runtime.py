@@ -1,7 +1,15 @@
 import io
+import json
 import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
+import ray
 from rich.console import Console
 
 from dsn_ray.errors import UserError
@@ -56,6 +64,126 @@ def test_an_address_where_nobody_answers(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(UserError, match="No Ray cluster answers at"), ray_cluster():
         pass
+
+
+FAKE_HEAD = "f" * 51 + "00000"
+GROWING = {
+    "cluster_name": "growing",
+    "max_workers": 1,
+    "upscaling_speed": 1.0,
+    "idle_timeout_minutes": 5,
+    "provider": {
+        "type": "external",
+        "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+        "launch_multiple": True,
+        "head_node_id": FAKE_HEAD,
+    },
+    "head_node_type": "ray.head.default",
+    "available_node_types": {
+        "ray.head.default": {"resources": {"CPU": 1}, "node_config": {}, "max_workers": 0},
+        "worker": {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": 1},
+    },
+    **{key: {} for key in ("auth", "docker", "file_mounts")},
+    **{
+        key: []
+        for key in (
+            "initialization_commands",
+            "setup_commands",
+            "head_setup_commands",
+            "worker_setup_commands",
+            "head_start_ray_commands",
+            "worker_start_ray_commands",
+            "cluster_synced_files",
+            "rsync_exclude",
+            "rsync_filter",
+        )
+    },
+}
+
+
+@pytest.fixture
+def growing(tmp_path, monkeypatch):
+    """A cluster of one CPU, with token authentication, to which an autoscaler can add two."""
+    config = tmp_path / "ray_bootstrap_config.yaml"  # where `ray up` leaves it
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config.write_text(json.dumps(GROWING))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        dashboard = free.getsockname()[1]
+    token = tmp_path / "token"
+    token.write_text("a" * 64)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    environment = {name: text for name, text in os.environ.items() if name != "RAY_ADDRESS"} | {
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_FAKE_CLUSTER": "1",
+        "RAY_AUTH_MODE": "token",
+        "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD,
+    }
+    command = [
+        *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"),
+        *("--port=6379", f"--dashboard-port={dashboard}"),  # the fake nodes know only this port
+        *("--num-cpus=1", "--object-store-memory=150000000", f"--autoscaling-config={config}"),
+    ]
+    with (tmp_path / "ray.log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        try:
+            deadline = time.monotonic() + 60
+            while b"Ray runtime started" not in (tmp_path / "ray.log").read_bytes():
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
+            yield f"{ray.util.get_node_ip_address()}:6379"
+        finally:
+            process.terminate()
+            process.wait(30)
+            _kill_all_with(f"RAY_AUTH_TOKEN_PATH={token}")
+
+
+def _kill_all_with(variable):
+    """Ends the fake nodes, which outlive their head: all processes with this environment."""
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if variable.encode() in environ.read_bytes() and int(environ.parts[2]) != os.getpid():
+                os.kill(int(environ.parts[2]), signal.SIGKILL)
+        except (PermissionError, FileNotFoundError, ProcessLookupError):
+            continue
+
+
+ASK = """
+import sys
+from rich.console import Console
+from dsn_ray.errors import UserError
+from dsn_ray.runtime import Shape, allot, ray_cluster
+
+try:
+    with ray_cluster():
+        console = Console(width=200)
+        wait, workers = float(sys.argv[1]), int(sys.argv[2])
+        print(allot(Shape(workers=workers, cpus_per_worker=1, wait=wait), console))
+except UserError as error:
+    print(error)
+"""
+
+
+def ask(address, wait, mode, workers=3):
+    environment = os.environ | {"RAY_ADDRESS": address, "RAY_AUTH_MODE": mode}
+    return subprocess.run(
+        [sys.executable, "-c", ASK, str(wait), str(workers)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    ).stdout
+
+
+def test_nodes_that_an_autoscaler_adds_are_awaited(growing):
+    assert "it asks for a token; set RAY_AUTH_MODE=token" in ask(growing, 1, "disabled")
+    assert "has 1 and can grow to 3" in ask(growing, 60, "token", workers=4)
+    said = ask(growing, 0, "token")
+    assert "Waiting up to 0 s for nodes with 3 x {'CPU': 1}." in said
+    assert "--wait 0: the cluster did not grow to 3 x {'CPU': 1} in time; it has 1 CPUs" in said
+    assert "each on 3 workers with 1 CPU" in ask(growing, 60, "token")
 
 
 def test_resources_on_one_line():
