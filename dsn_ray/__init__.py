@@ -18,7 +18,7 @@
     search.py, progress.py, final.py    a sweep's searcher, its view, and the final job
     runtime.py      Ray's start-up
     cli.py          what the commands share
-    train.py tune.py evaluate.py    the verbs: python -m dsn_ray.<verb>
+    train.py tune.py evaluate.py mask.py    the verbs: python -m dsn_ray.<verb>
 
 One way through the house: catalog -> shards -> stream -> worker (learner: network, objective) ->
 checkpoint -> features -> metrics. `model`, `objective` and `retrieval` know no Ray.

@@ -105,6 +105,8 @@ class DataConfig(Section):
     view of each step, after the shared move and at the network's own size."""
     teacher_px: int = Field(224, ge=32, le=512)
     """Side at which the teacher sees the stored pictures."""
+    semantics: str | None = None
+    """File with the semantic mask, of `python -m dsn_ray.mask`; none takes the data set's own."""
     validation_classes: int = Field(10, ge=1)
     """Seen classes held out to choose settings by; training never sees them during a sweep."""
     validation_seed: int = 0

@@ -10,7 +10,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -84,6 +84,22 @@ def open_checkpoint(directory: Path) -> Checkpoint:
 
 
 @dataclass(frozen=True)
+class Itq:
+    """How binary codes are made, where it is not as each protocol says.
+
+    Attributes:
+        variant: of `dsn_ray.retrieval.fit_itq`.
+        fit: what it is fitted on.
+    """
+
+    variant: Literal["textbook", "release"] | None = None
+    fit: Literal["queries", "gallery", "training"] | None = None
+
+
+PROTOCOLS_OWN = Itq()
+
+
+@dataclass(frozen=True)
 class UnseenPictures:
     """Queries and gallery of a data set in the object store."""
 
@@ -101,9 +117,21 @@ def load_unseen(shards: "Shards", px: int) -> UnseenPictures:
 
 
 def evaluate_checkpoint(
-    checkpoint: Checkpoint, unseen: UnseenPictures, resources: "Resources"
+    checkpoint: Checkpoint,
+    unseen: UnseenPictures,
+    resources: "Resources",
+    itq: Itq = PROTOCOLS_OWN,
+    training: "Pictures | None" = None,
 ) -> list[Row]:
-    """Rates the checkpoint's embedding, as `dsn_ray.retrieval.evaluate_features` does."""
+    """Rates the checkpoint's embedding, as `dsn_ray.retrieval.evaluate_features` does.
+
+    Args:
+        checkpoint: the network.
+        unseen: queries and gallery.
+        resources: what embeds them.
+        itq: how binary codes are made.
+        training: the photos that ITQ is fitted on, where `itq` says so.
+    """
     import ray
 
     state = ray.put(checkpoint.network_state())
@@ -116,6 +144,8 @@ def evaluate_checkpoint(
             "state": state,
             "weights": None,
         },
+        itq,
+        training,
     )
 
 
@@ -133,13 +163,22 @@ def evaluate_untrained(
     )
 
 
-def _rate(unseen: UnseenPictures, resources: "Resources", network: dict[str, Any]) -> list[Row]:
+def _rate(
+    unseen: UnseenPictures,
+    resources: "Resources",
+    network: dict[str, Any],
+    itq: Itq = PROTOCOLS_OWN,
+    training: "Pictures | None" = None,
+) -> list[Row]:
     from dsn_ray.retrieval import evaluate_features
 
     sides: list[Any] = []
     for pictures in (unseen.sketches, unseen.photos):
         sides += _features(pictures, resources, network)
-    return evaluate_features(*sides, binary=network["state"] is not None)
+    basis = _features(training, resources, network)[0] if training else itq.fit
+    return evaluate_features(
+        *sides, binary=network["state"] is not None, itq_variant=itq.variant, itq_fit=basis
+    )
 
 
 def _features(
@@ -220,13 +259,18 @@ class _Embedder:
 
 
 def run_evaluation(
-    checkpoint: Path | str, data: "tuple[str, Path | None] | None" = None, **shape: Any
+    checkpoint: Path | str,
+    data: "tuple[str, Path | None] | None" = None,
+    *,
+    itq: Itq = PROTOCOLS_OWN,
+    **shape: Any,
 ) -> list[Row]:
     """Rates a checkpoint on the unseen classes of a data set.
 
     Args:
         checkpoint: its folder.
         data: name and folder of the data set; None for the one it was trained on.
+        itq: how binary codes are made.
         shape: fields of `dsn_ray.runtime.Shape`.
 
     Returns:
@@ -238,33 +282,39 @@ def run_evaluation(
     from rich.console import Console
 
     from dsn_ray.data.shards import locate, open_shards
+    from dsn_ray.data.stream import load_pictures
     from dsn_ray.runtime import Shape, allot, ray_cluster
 
     opened = open_checkpoint(Path(checkpoint))
     found = locate(*(data or (opened.data, opened.root)))
     with ray_cluster():
         resources = allot(Shape(**shape), Console(stderr=True))
-        unseen = load_unseen(open_shards(found), opened.config.data.px)
-        return evaluate_checkpoint(opened, unseen, resources)
+        shards, px = open_shards(found), opened.config.data.px
+        training = load_pictures(shards, "seen", "photo", px) if itq.fit == "training" else None
+        return evaluate_checkpoint(opened, load_unseen(shards, px), resources, itq, training)
 
 
-def rate_features_file(path: Path) -> list[Row]:
+def rate_features_file(path: Path, itq: Itq = PROTOCOLS_OWN) -> list[Row]:
     """Rates features from an `.npz` file.
 
     Args:
         path: holds `query_features [Q, D]`, `query_labels [Q]`, `gallery_features [G, D]` and
-            `gallery_labels [G]`.
+            `gallery_labels [G]`; for binary codes fitted on them also `training_features [N, D]`.
+        itq: how binary codes are made.
 
     Raises:
         UserError: If the file cannot be read, or an array is missing or does not fit.
     """
     from dsn_ray.retrieval import evaluate_features
 
-    names = ("query_features", "query_labels", "gallery_features", "gallery_labels")
+    names = ["query_features", "query_labels", "gallery_features", "gallery_labels"]
+    if itq.fit == "training":
+        names.append("training_features")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = [file[name] for name in names]
-        return evaluate_features(*arrays)
+        basis = arrays.pop() if itq.fit == "training" else itq.fit
+        return evaluate_features(*arrays, itq_variant=itq.variant, itq_fit=basis)
     except KeyError as error:
         missing = str(error.args[0]).split(" ")[0]
         raise UserError(
@@ -282,6 +332,14 @@ def _arguments() -> argparse.ArgumentParser:
     what.add_argument("--checkpoint", type=Path, metavar="C", help="folder of a checkpoint")
     what.add_argument("--features", type=Path, metavar="F.npz", help="features to rate")
     cli.add_data_argument(parser)
+    parser.add_argument(
+        "--itq", choices=("textbook", "release"), help="(release in published, else textbook)"
+    )
+    parser.add_argument(
+        "--itq-fit",
+        choices=("queries", "gallery", "training"),
+        help="what binary codes are fitted on (queries in published, else gallery)",
+    )
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the rows here")
     cli.add_shape_arguments(parser)
     return parser
@@ -293,8 +351,9 @@ def main(arguments: list[str] | None) -> None:
     parsed = _arguments().parse_args(arguments)
     if parsed.json:
         cli.check_writable(parsed.json.parent, "--json")
+    itq = Itq(parsed.itq, parsed.itq_fit)
     if parsed.features:
-        rows = rate_features_file(parsed.features)
+        rows = rate_features_file(parsed.features, itq)
     else:
         data = cli.parse_data(parsed.data)
         if len(data) > 1:
@@ -302,7 +361,10 @@ def main(arguments: list[str] | None) -> None:
         open_checkpoint(parsed.checkpoint)
         with cli.quiet_log("evaluate"):
             rows = run_evaluation(
-                parsed.checkpoint, data[0] if data else None, **vars(cli.shape_of(parsed))
+                parsed.checkpoint,
+                data[0] if data else None,
+                itq=itq,
+                **vars(cli.shape_of(parsed)),
             )
     if parsed.json:
         parsed.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")

@@ -68,6 +68,7 @@ def load_training_data(shards: "Shards", root: Path | None, config: Config) -> T
 
     weights = imagenet_weights(config.network.backbone, config.network.weights)
     stored = config.data.teacher_sees == "stored"
+    mask_file = Path(config.data.semantics) if config.data.semantics else None
 
     def pictures(domain: "Domain", judged: bool) -> "Pictures":
         logits = teacher_logits(shards, config, domain) if judged else None
@@ -79,7 +80,7 @@ def load_training_data(shards: "Shards", root: Path | None, config: Config) -> T
         seen_classes=shards.seen_classes,
         sketches=pictures("sketch", stored and config.loss.distilled == "all"),
         photos=pictures("photo", stored),
-        mask=mask_rows(shards.semantics, shards.seen_classes),
+        mask=mask_rows(shards.semantics, shards.seen_classes, mask_file),
         weights=ray.put(weights),
     )
 

@@ -86,6 +86,22 @@ def test_a_sweep_from_start_to_table(here, attached, drawings, capfd):
     assert rows_by_key(again) == pytest.approx(rows_by_key(final["rows"]), abs=1e-6)
 
 
+def test_the_released_recipe_keeps_its_best_epoch(here, attached, drawings, capfd):
+    settings = {**tune.SMOKE_TEST, "network.backbone": "efficientnet_lite0", "train.epochs": 2}
+    given = [f"--set={name}={value}" for name, value in settings.items()]
+    data = ["--data", f"folder:toy={drawings}", "--set=data.validation_classes=2"]
+    assert train.main([*data, *given, "--recipe", "release", "--name", "released"]) == 0
+    checkpoint = Path(capfd.readouterr().out.splitlines()[-1])
+    about = json.loads((checkpoint / "about.json").read_text())
+    assert about["config"]["memory"]["update"] == "release"
+    kept = [json.loads(f.read_text()) for f in checkpoint.parent.glob("*/about.json")]
+    best = max(kept, key=lambda one: one["metrics"]["seen_binary_mAP"])
+    assert about["metrics"] == best["metrics"]
+    again = ["--checkpoint", str(checkpoint), "--itq-fit", "training", "--json", "rows.json"]
+    assert evaluate.main(again) == 0
+    assert len(json.loads((here / "rows.json").read_text())["rows"]) == 8
+
+
 def test_one_training_and_its_checkpoint(here, attached, drawings, capfd):
     settings = {**tune.SMOKE_TEST, "network.backbone": "efficientnet_lite0"}
     settings |= {"data.validation_classes": 2, "network.weights": "none"}
@@ -164,6 +180,15 @@ def test_features_of_ones_own_are_rated(here, capsys):
     rows = json.loads((here / "rows.json").read_text())["rows"]
     assert len(rows) == 8
     assert "so this number means nothing" in capsys.readouterr().out
+    assert evaluate.main(["--features", "features.npz", "--itq-fit", "training"]) == 2
+    assert "training_features is missing" in capsys.readouterr().err
+    np.savez("features.npz", **arrays, training_features=rng.normal(size=(20, 8)))
+    otherwise = ["--itq", "textbook", "--itq-fit", "training", "--json", "other.json"]
+    assert evaluate.main(["--features", "features.npz", *otherwise]) == 0
+    other = rows_by_key(json.loads((here / "other.json").read_text())["rows"])
+    for key, value in rows_by_key(rows).items():
+        assert (other[key] == value) is (key[0] == "real")
+    capsys.readouterr()
     del arrays["gallery_labels"]
     np.savez("features.npz", **arrays)
     assert evaluate.main(["--features", "features.npz"]) == 2

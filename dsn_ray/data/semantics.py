@@ -5,21 +5,19 @@ WordNet synsets of the class: 1 where one of them equals the synset of the Image
 a hyponym of the other; else their WordNet path similarity where it is above 0.2; else 0. With
 several synsets the largest value counts.
 
-The masks of Sketchy and TU-Berlin are the published ones, which differ from the rule in that a
-later synset of a class overwrites an earlier one. The mask of the embedded emoji is built by
-`build_mask` from `openmoji_synsets.tsv` and WordNet 3.0:
-
-    synsets = openmoji_synsets()
-    mask = build_mask(synsets, wordnet_folder, imagenet_wnids())
-    np.savez_compressed(FILES / "semantic_mask_openmoji.npz", mask=mask, classes=list(synsets))
+The masks of Sketchy and TU-Berlin are the published ones, in which a later synset of a class
+overwrites what an earlier one gave. `build_mask` does that by its rule `overwrite`, and so rebuilds
+99 of Sketchy's 100 rows; in the row of wading_bird one published value is another. The mask of the
+embedded emoji is built from `openmoji_synsets.tsv` by `python -m dsn_ray.mask`.
 """
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from dsn_ray.data.catalog import DataError
 
@@ -32,30 +30,43 @@ IMAGENET_CLASSES = 1000
 LEAST_SIMILARITY = 0.2
 
 
-def mask_rows(source_semantics: str, classes: Sequence[str]) -> NDArray[np.float32]:
+def mask_rows(
+    source_semantics: str, classes: Sequence[str], file: Path | None = None
+) -> NDArray[np.float32]:
     """Return the mask of some classes, by name.
 
     Args:
         source_semantics: the mask to read, `Source.semantics`; one that is not shipped, such as
             `none`, has only zeros, which leaves the teacher's labels as they are.
         classes: C class names in any order.
+        file: a mask to read instead, as `python -m dsn_ray.mask` writes it.
 
     Returns:
         Float32 [C, 1000] with values 0, 1/4, 1/3 and 1. A class that the mask does not know has a
         row of zeros; one warning names all such classes.
+
+    Raises:
+        DataError: the file is not a mask.
     """
     import numpy as np
 
     rows = np.zeros((len(classes), IMAGENET_CLASSES), np.float32)
-    file = FILES / f"semantic_mask_{source_semantics}.npz"
-    if not file.is_file():
+    shipped = FILES / f"semantic_mask_{source_semantics}.npz"
+    if file is None and not shipped.is_file():
         warnings.warn(
             "There is no semantic mask for this data, so the teacher's labels stay as they are.",
             stacklevel=2,
         )
         return rows
-    with np.load(file) as stored:
-        known = dict(zip(stored["classes"].tolist(), stored["mask"], strict=True))
+    try:
+        with np.load(file or shipped, allow_pickle=False) as stored:
+            known = dict(zip(stored["classes"].tolist(), stored["mask"], strict=True))
+        if any(row.shape != (IMAGENET_CLASSES,) for row in known.values()):
+            raise ValueError
+    except (OSError, KeyError, ValueError, AttributeError):
+        raise DataError(
+            f"{file} is not a semantic mask; `python -m dsn_ray.mask` writes one."
+        ) from None
     if unknown := [name for name in classes if name not in known]:
         warnings.warn(
             f"The {source_semantics} semantic mask has no row for {', '.join(unknown)}, "
@@ -81,8 +92,38 @@ def openmoji_synsets() -> dict[str, tuple[str, ...]]:
     }
 
 
+def look_up(names: Sequence[str], wordnet_folder: Path) -> dict[str, tuple[str, ...]]:
+    """Find the WordNet id of each class's most frequent sense as a noun.
+
+    A class is looked up in small letters with underscores for spaces, without what stands in
+    brackets; then with underscores for its hyphens, then without either.
+
+    Args:
+        names: class names.
+        wordnet_folder: the folder of WordNet 3.0's `index.noun`.
+
+    Returns:
+        One id by name, or none for a class that WordNet does not know.
+
+    Raises:
+        DataError: there is no `index.noun`.
+    """
+    senses = {}
+    for fields in _wordnet_lines(wordnet_folder / "index.noun"):
+        senses[fields[0]] = f"n{fields[-int(fields[2])]}"
+    found: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        plain = re.sub(r"[ _]+", "_", re.sub(r"\(.*\)", "", name).strip(" _").lower())
+        written = (plain, plain.replace("-", "_"), plain.replace("-", "").replace("_", ""))
+        found[name] = next(((senses[word],) for word in written if word in senses), ())
+    return found
+
+
 def build_mask(
-    class_synsets: Mapping[str, Sequence[str]], wordnet_folder: Path, wnids: Sequence[str]
+    class_synsets: Mapping[str, Sequence[str]],
+    wordnet_folder: Path,
+    wnids: Sequence[str],
+    rule: Literal["max", "overwrite"] = "max",
 ) -> NDArray[np.float32]:
     """Build a semantic mask from WordNet.
 
@@ -90,6 +131,8 @@ def build_mask(
         class_synsets: the WordNet ids, such as `n02121620`, of each of C classes.
         wordnet_folder: the folder of WordNet 3.0's `data.noun`.
         wnids: the WordNet ids of the 1000 ImageNet classes, in the order of the columns.
+        rule: of several synsets the largest value counts; or the last one above zero, as in the
+            published masks.
 
     Returns:
         Float32 [C, 1000], a row for each class in the order given.
@@ -105,7 +148,8 @@ def build_mask(
     for row, synsets in zip(rows, class_synsets.values(), strict=True):
         for synset in synsets:
             own = _ancestors(synset, hypernyms)
-            row[:] = np.maximum(row, [_closeness(own, column) for column in columns])
+            new = np.array([_closeness(own, column) for column in columns], np.float32)
+            row[:] = np.maximum(row, new) if rule == "max" else np.where(new > 0, new, row)
     return rows
 
 
@@ -144,19 +188,25 @@ def _read_hypernyms(wordnet_folder: Path) -> dict[str, tuple[str, ...]]:
     A line of `data.noun` is `offset file n word-count (word id)... pointer-count (symbol offset
     part-of-speech source)... | gloss`, with the word count in hexadecimal (WordNet's wndb(5WN)).
     """
-    file = wordnet_folder / "data.noun"
-    if not file.is_file():
-        raise DataError(f"{wordnet_folder} has no data.noun; Debian's wordnet-base installs one.")
     hypernyms = {}
+    for fields in _wordnet_lines(wordnet_folder / "data.noun"):
+        pointers = fields[5 + 2 * int(fields[3], 16) :]
+        hypernyms[f"n{fields[0]}"] = tuple(
+            f"n{offset}"
+            for symbol, offset in zip(pointers[::4], pointers[1::4], strict=True)
+            if symbol in ("@", "@i")
+        )
+    return hypernyms
+
+
+def _wordnet_lines(file: Path) -> Iterator[list[str]]:
+    """Read the fields of every line of a WordNet file, without glosses."""
+    if not file.is_file():
+        raise DataError(
+            f"{file.parent} has no {file.name}; Debian's wordnet-base installs WordNet's files in "
+            "/usr/share/wordnet."
+        )
     with file.open(encoding="ascii") as lines:
         for line in lines:
-            if line.startswith(" "):  # the licence at the head of the file
-                continue
-            fields = line.partition("|")[0].split()
-            pointers = fields[5 + 2 * int(fields[3], 16) :]
-            hypernyms[f"n{fields[0]}"] = tuple(
-                f"n{offset}"
-                for symbol, offset in zip(pointers[::4], pointers[1::4], strict=True)
-                if symbol in ("@", "@i")
-            )
-    return hypernyms
+            if not line.startswith(" "):  # as the licence at the head of the file does
+                yield line.partition("|")[0].split()

@@ -18,13 +18,19 @@ and the expected AP is its mean over the hits. The hit is among the first K with
 
 import warnings
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from dsn_ray.retrieval.itq import Features, feature_matrix, fit_itq
+from dsn_ray.retrieval.itq import Features, Variant, feature_matrix, fit_itq
+
+ItqFit = Literal["queries", "gallery"]
+_ITQ_OF_PROTOCOL: dict[str, tuple[Variant, ItqFit]] = {
+    "published": ("release", "queries"),
+    "standard": ("textbook", "gallery"),
+}
 
 # Cosines nearer than one step are ties. A step is far above float64's rounding, which would split
 # true ties, and far below what float32 features can tell apart.
@@ -66,6 +72,8 @@ def evaluate_features(
     precision_at: int = 100,
     seed: int = 0,
     binary: bool = True,
+    itq_variant: Variant | None = None,
+    itq_fit: ItqFit | Features | None = None,
 ) -> list[dict[str, Any]]:
     """Search the gallery with every query and rate the rankings.
 
@@ -91,6 +99,9 @@ def evaluate_features(
         seed: draws ITQ's first rotation and the tie order of the interpolated AP.
         binary: rate binary codes too; fitting ITQ costs a singular value decomposition `[D, D]` per
             iteration, too much for features of a thousand dimensions.
+        itq_variant: instead of the protocols' own, `textbook` or `release`.
+        itq_fit: what ITQ is fitted on instead, `queries`, `gallery` or features `[N, D]` such as
+            those of the training pictures.
 
     Returns:
         Eight rows, codes x protocol x metric, or four without the binary ones; each a dict with the
@@ -127,21 +138,17 @@ def evaluate_features(
     bits = queries.shape[1]
 
     def rate(query_side: NDArray[Any], gallery_side: NDArray[Any]) -> NDArray[np.float64]:
-        sides = _unit_rows(query_side), _unit_rows(gallery_side)
-        return _rate_queries(sides[0], query_classes, sides[1], gallery_classes, precision_at, seed)
+        units = _unit_rows(query_side), _unit_rows(gallery_side)
+        return _rate_queries(units[0], query_classes, units[1], gallery_classes, precision_at, seed)
 
     real = rate(queries, gallery)
     ratings = {("real", "published"): real, ("real", "standard"): real}
     if binary:
-        on_queries = fit_itq(queries, bits, seed=seed, variant="release")
-        own_mean = replace(on_queries, mean=gallery.mean(axis=0))
-        on_gallery = fit_itq(gallery, bits, seed=seed)
-        ratings["binary", "published"] = rate(
-            _signs(on_queries.encode(queries)), _signs(own_mean.encode(gallery))
-        )
-        ratings["binary", "standard"] = rate(
-            _signs(on_gallery.encode(queries)), _signs(on_gallery.encode(gallery))
-        )
+        for protocol, (variant, fit) in _ITQ_OF_PROTOCOL.items():
+            sides = _binary_codes(
+                queries, gallery, itq_variant or variant, fit if itq_fit is None else itq_fit, seed
+            )
+            ratings["binary", protocol] = rate(*sides)
 
     rows = []
     for (codes, protocol), (plain, interpolated, precision) in ratings.items():
@@ -156,6 +163,24 @@ def evaluate_features(
             sizes = {"queries": len(queries), "gallery": len(gallery), "dim": bits}
             rows.append({**row, **sizes, "ties": ties})
     return rows
+
+
+def _binary_codes(
+    queries: NDArray[np.float64],
+    gallery: NDArray[np.float64],
+    variant: Variant,
+    fit: ItqFit | Features,
+    seed: int,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Both sides as corners of the cube; variant `release` centres each by its own mean."""
+    basis: Features = fit
+    if isinstance(fit, str):
+        basis = {"queries": queries, "gallery": gallery}[fit]
+    fitted = fit_itq(basis, queries.shape[1], seed=seed, variant=variant)
+    encoders = [fitted, fitted]
+    if variant == "release":
+        encoders = [replace(fitted, mean=side.mean(axis=0)) for side in (queries, gallery)]
+    return _signs(encoders[0].encode(queries)), _signs(encoders[1].encode(gallery))
 
 
 def rate_rankings(

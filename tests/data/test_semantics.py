@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dsn_ray import mask
 from dsn_ray.data.catalog import EMBEDDED, DataError, open_source
 from dsn_ray.data.semantics import (
     FILES,
     build_mask,
     imagenet_wnids,
+    look_up,
     mask_rows,
     openmoji_synsets,
 )
@@ -125,6 +127,68 @@ def test_what_wordnet_lacks_is_named(tmp_path: Path) -> None:
     (tmp_path / "data.noun").write_text(NOUNS)
     with pytest.raises(DataError, match="no synset 'n99999999'"):
         build_mask({"cat": ["n99999999"]}, tmp_path, ["n00000007"])
+
+
+def test_the_last_synset_may_overwrite(tmp_path: Path) -> None:
+    (tmp_path / "data.noun").write_text(NOUNS)
+    columns = [f"n{number:08}" for number in (3, 4, 6, 7, 8, 10)]
+    rows = build_mask({"young": ["n00000004", "n00000008"]}, tmp_path, columns, "overwrite")
+    # dog: puppy gives 1, kitten then 1/4; puppy itself: kitten gives 0, which overwrites nothing
+    assert rows.tolist() == [[1 / 4, 1, 1 / 4, 1, 1, 0]]
+
+
+INDEX = """\
+  1 This line stands for the licence.
+cat n 2 1 @ 2 1 00000007 00000008
+domestic_dog n 1 1 @ 1 1 00000003
+puppydog n 1 1 @ 1 0 00000004
+"""
+
+
+def test_classes_are_looked_up_by_name(tmp_path: Path) -> None:
+    (tmp_path / "index.noun").write_text(INDEX)
+    names = ["Cat", "cat (animal)", "domestic dog", "Domestic-Dog", "puppy-dog", "yeti"]
+    assert look_up(names, tmp_path) == {
+        "Cat": ("n00000007",),
+        "cat (animal)": ("n00000007",),
+        "domestic dog": ("n00000003",),
+        "Domestic-Dog": ("n00000003",),
+        "puppy-dog": ("n00000004",),
+        "yeti": (),
+    }
+
+
+def test_a_file_that_is_no_mask_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mask.npz").write_text("no")
+    for name in ("mask.npz", "absent.npz"):
+        with pytest.raises(DataError, match=f"{name} is not a semantic mask"):
+            mask_rows("sketchy", ["pig"], tmp_path / name)
+
+
+@pytest.mark.system
+@pytest.mark.skipif(not WORDNET.is_dir(), reason="Debian's wordnet-base is not installed")
+def test_the_command_builds_a_mask_that_training_reads(tmp_path: Path, capsys) -> None:
+    (tmp_path / "classes.txt").write_text("beagle\nyeti of the north\nmouse\tn03793489\n")
+    arguments = ["--classes", str(tmp_path / "classes.txt"), "--out", str(tmp_path / "mask.npz")]
+    assert mask.main(arguments) == 0
+    assert "WordNet does not know yeti of the north" in capsys.readouterr().out
+    rows = mask_rows("none", ["mouse", "beagle", "yeti of the north"], tmp_path / "mask.npz")
+    assert rows[0, imagenet_wnids().index("n03793489")] == 1  # the computer's, not the animal
+    assert rows[1, imagenet_wnids().index("n02088364")] == 1
+    assert not rows[2].any()
+
+
+@pytest.mark.system
+@pytest.mark.skipif(not WORDNET.is_dir(), reason="Debian's wordnet-base is not installed")
+@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/facts is not on this machine")
+def test_overwriting_rebuilds_the_published_rows_of_sketchy_but_one() -> None:
+    lines = (SHARED / "facts" / "wnid" / "sketchy_seen.tsv").read_text().splitlines()[1:]
+    synsets = {line.split("\t")[0]: line.split("\t")[2].split(",") for line in lines}
+    built = build_mask(synsets, WORDNET, imagenet_wnids(), "overwrite")
+    differs = (built != mask_rows("sketchy", list(synsets))).sum(axis=1)
+    assert {name: int(n) for name, n in zip(synsets, differs, strict=True) if n} == {
+        "wading_bird": 1
+    }
 
 
 @pytest.mark.system

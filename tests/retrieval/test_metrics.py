@@ -1,6 +1,7 @@
 import itertools
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -239,6 +240,30 @@ def test_evaluation_equals_slow_loops(seed, block_elements, monkeypatch):
     data = small_data(seed)
     values = by_key(evaluate_features(*data, precision_at=3, seed=seed))
     assert values == pytest.approx(slow_evaluation(*data, k=3, seed=seed))
+
+
+@pytest.mark.parametrize("variant", ["textbook", "release"])
+@pytest.mark.parametrize("fit", ["queries", "gallery", "training"])
+def test_binary_codes_may_be_made_otherwise(variant, fit):
+    queries, query_labels, gallery, gallery_labels = small_data(3, dim=6)
+    training = np.random.default_rng(9).standard_normal((50, 6))
+    basis = {"queries": queries, "gallery": gallery, "training": training}[fit]
+    fitted = fit_itq(basis, 6, variant=variant)
+    sides = []
+    for side in (queries, gallery):
+        own = replace(fitted, mean=side.mean(axis=0)) if variant == "release" else fitted
+        sides.append(np.where(own.encode(side), 1.0, -1.0))
+    as_real = evaluate_features(sides[0], query_labels, sides[1], gallery_labels, binary=False)
+    rows = evaluate_features(
+        queries,
+        query_labels,
+        gallery,
+        gallery_labels,
+        itq_variant=variant,
+        itq_fit=training if fit == "training" else fit,
+    )
+    expected = {("binary", *key[1:]): value for key, value in by_key(as_real).items()}
+    assert {k: v for k, v in by_key(rows).items() if k[0] == "binary"} == pytest.approx(expected)
 
 
 def test_rows_are_complete_and_ready_for_json():
