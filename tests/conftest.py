@@ -27,6 +27,24 @@ def pytest_runtest_makereport(item, call):
     return report
 
 
+def processes_with(variable: str, title: str = "") -> list[int]:
+    """The processes that a test started: those with its mark `NAME=VALUE` in their environment.
+
+    Args:
+        variable: the mark.
+        title: only those whose command line contains this.
+    """
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            marked = variable.encode() in (process / "environ").read_bytes().split(b"\0")
+            if marked and title.encode() in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+        except (PermissionError, FileNotFoundError, ProcessLookupError):
+            continue
+    return [pid for pid in found if pid != os.getpid()]
+
+
 @pytest.fixture(scope="session")
 def ray_address():
     """A running Ray cluster of two CPUs, as `ray start` leaves one; commands attach to it."""

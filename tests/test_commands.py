@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from dsn_ray import evaluate, train, tune
+from tests.conftest import processes_with
 
 SPACE = """
 parameters:
@@ -198,12 +200,53 @@ def test_features_of_ones_own_are_rated(here, capsys):
     assert "this is not a checkpoint folder" in capsys.readouterr().err
 
 
+def train_apart(here, drawings, name, mark):
+    """One long training in a process of its own, with a Ray of its own."""
+    settings = {**tune.SMOKE_TEST, "network.backbone": "efficientnet_lite0", "train.epochs": 20}
+    given = [f"--set={key}={value}" for key, value in settings.items()]
+    data = ["--data", f"folder:toy={drawings}", "--set=data.validation_classes=2"]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "dsn_ray.train", *data, *given, "--name", name],
+        env=environment | {"DSN_RAY_TEST": mark},
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=here,
+    )
+
+
+@pytest.mark.slow
+def test_a_killed_worker_leaves_the_result_as_it_would_have_been(here, drawings):
+    states = []
+    for name in ("undisturbed", "disturbed"):
+        running = train_apart(here, drawings, name, f"{here}-{name}")
+        try:
+            lines = []
+            for line in running.stdout:
+                lines.append(line)
+                if name == "disturbed" and "epoch 5/20" in line:
+                    workers = processes_with(f"DSN_RAY_TEST={here}-{name}", "RayTrainWorker")
+                    assert len(workers) == 2
+                    os.kill(workers[0], signal.SIGKILL)
+            assert running.wait(60) == 0
+        finally:
+            running.kill()
+        assert not processes_with(f"DSN_RAY_TEST={here}-{name}")
+        path = Path(lines[-1].strip()) / "state.pt"
+        states.append(torch.load(path, weights_only=True))
+    for part in ("network", "bank"):
+        assert states[0][part].keys() == states[1][part].keys()
+        for key, value in states[0][part].items():
+            assert torch.equal(value, states[1][part][key]), f"{part} {key}"
+
+
 @pytest.mark.slow
 def test_ctrl_c_ends_cleanly_and_the_sweep_goes_on(here, drawings):
     """A sweep with a Ray of its own, stopped by Ctrl-C, resumed to its end."""
     command = [sys.executable, "-m", "dsn_ray.tune"]
     given = ["--space", "space.yaml", "--data", f"folder:toy={drawings}", "--smoke-test"]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    environment["DSN_RAY_TEST"] = str(here)
     running = subprocess.Popen(
         [*command, *given, "--name", "stopped"],
         env=environment,
@@ -225,6 +268,7 @@ def test_ctrl_c_ends_cleanly_and_the_sweep_goes_on(here, drawings):
     assert running.returncode == 1
     assert "python -m dsn_ray.tune --resume --name stopped" in errors
     assert "Traceback" not in errors
+    assert not processes_with(f"DSN_RAY_TEST={here}")
     first = record.read_text().splitlines()[0]
 
     resumed = subprocess.run(

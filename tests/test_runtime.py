@@ -21,6 +21,7 @@ from dsn_ray.runtime import (
     ray_cluster,
     refuse_local_storage_on_many_nodes,
 )
+from tests.conftest import processes_with
 
 
 def said():
@@ -136,17 +137,8 @@ def growing(tmp_path, monkeypatch):
         finally:
             process.terminate()
             process.wait(30)
-            _kill_all_with(f"RAY_AUTH_TOKEN_PATH={token}")
-
-
-def _kill_all_with(variable):
-    """Ends the fake nodes, which outlive their head: all processes with this environment."""
-    for environ in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if variable.encode() in environ.read_bytes() and int(environ.parts[2]) != os.getpid():
-                os.kill(int(environ.parts[2]), signal.SIGKILL)
-        except (PermissionError, FileNotFoundError, ProcessLookupError):
-            continue
+            for pid in processes_with(f"RAY_AUTH_TOKEN_PATH={token}"):
+                os.kill(pid, signal.SIGKILL)  # the fake nodes outlive their head
 
 
 ASK = """
