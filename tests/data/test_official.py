@@ -1,0 +1,226 @@
+"""Published data sets: their lists, copies without lists, and all that can be wrong in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dsn_ray.data import official
+from dsn_ray.data.catalog import OFFICIAL, DataError, Record, open_source
+from tests.data.trees import counts, write
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+needs_shared = pytest.mark.skipif(
+    not SHARED.is_dir(), reason="the real pictures of ../shared/data are not on this machine"
+)
+REAL = {
+    "sketchy": (SHARED / "Sketchy", (100, 25), (2303, 197, 625, 2500, 625)),
+    "tuberlin": (SHARED / "TUBerlin-standin", (87, 15), (1563, 280, 319, 3100, 515)),
+}
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Build a small TU-Berlin with two seen classes, one with a space, and one unseen class."""
+    root = tmp_path / "tu"
+    lists = root / "zeroshot"
+    write(lists / "cname_cid.txt", "alarm clock 0\npig 1\n")
+    write(lists / "cname_cid_zero.txt", "banana 0\n")
+    sketches: dict[str, list[str]] = {"train": [], "test": [], "zero": []}
+    photos: dict[str, list[str]] = {"train": [], "zero": []}
+    for name, label in (("alarm clock", 0), ("pig", 1), ("banana", 0)):
+        last = "zero" if name == "banana" else "train"
+        for n, split in enumerate((last, last, "zero" if name == "banana" else "test")):
+            write(root / "png_ready" / name / f"{n} a.png")
+            sketches[split].append(f"png_ready/{name}/{n} a.png {label}\n")
+        write(root / "ImageResized_ready" / name / "n01_0.JPEG")
+        photos[last].append(f"ImageResized_ready/{name}/n01_0.JPEG {label}\n")
+    for split, lines in sketches.items():
+        write(lists / f"png_ready_filelist_{split}.txt", "".join(lines))
+    for split, lines in photos.items():
+        write(lists / f"ImageResized_ready_filelist_{split}.txt", "".join(lines))
+    return root
+
+
+@needs_shared
+@pytest.mark.parametrize("name", REAL)
+def test_real_sets_have_the_counts_of_their_readme(name: str) -> None:
+    root, classes, expected = REAL[name]
+    source = open_source(name, root)
+    assert counts(source) == expected
+    assert (len(source.seen_classes), len(source.unseen_classes)) == classes
+    assert not source.official
+    assert source.semantics == name
+
+
+@needs_shared
+@pytest.mark.parametrize("name", REAL)
+def test_real_sets_keep_unseen_classes_apart_and_every_file_is_readable(name: str) -> None:
+    source = open_source(name, REAL[name][0])
+    for record in source.records:
+        classes = source.unseen_classes if record.split == "unseen" else source.seen_classes
+        assert record.class_name in classes
+        assert source.read(record)[:2] in (b"\x89P", b"\xff\xd8")
+    assert not set(source.seen_classes) & set(source.unseen_classes)
+
+
+@needs_shared
+def test_missing_photo_list_of_tuberlin_is_made_up_from_its_folder(tmp_path: Path) -> None:
+    real = REAL["tuberlin"][0]
+    root = tmp_path / "tu"
+    root.mkdir()
+    for name in ("png_ready", "ImageResized_ready"):
+        (root / name).symlink_to(real / name)
+    (root / "zeroshot").mkdir()
+    for file in (real / "zeroshot").iterdir():
+        if file.name != "ImageResized_ready_filelist_train.txt":
+            write(root / "zeroshot" / file.name, file.read_text())
+    listed, derived = open_source("tuberlin", real), open_source("tuberlin", root)
+    assert set(derived.records) == set(listed.records)
+    assert len(derived.records) == len(listed.records)
+
+
+def test_lists_are_split_at_the_last_space_and_give_the_labels(tree: Path) -> None:
+    source = open_source("tuberlin", tree)
+    assert source.seen_classes == ("alarm clock", "pig")
+    assert source.unseen_classes == ("banana",)
+    assert counts(source) == (4, 2, 3, 2, 1)
+    assert Record("png_ready/alarm clock/2 a.png", "alarm clock", "sketch", "heldout") in (
+        source.records
+    )
+
+
+def test_repeated_lines_stay(tree: Path) -> None:
+    file = tree / "zeroshot" / "ImageResized_ready_filelist_zero.txt"
+    file.write_text(file.read_text() * 2)
+    assert counts(open_source("tuberlin", tree))[-1] == 2
+
+
+def test_official_means_that_all_counts_agree(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = official.PUBLISHED["tuberlin"]
+    assert not open_source("tuberlin", tree).official
+    sizes = {("sketch", "seen"): 4, ("sketch", "heldout"): 2, ("sketch", "unseen"): 3}
+    sizes |= {("photo", "seen"): 2, ("photo", "unseen"): 1}
+    listings = [
+        replace(listing, lines=sizes[listing.domain, listing.split]) for listing in layout.listings
+    ]
+    small = replace(layout, listings=tuple(listings), classes=(2, 1))
+    monkeypatch.setitem(official.PUBLISHED, "tuberlin", small)
+    assert open_source("tuberlin", tree).official
+
+
+def append(file: str, line: str) -> Callable[[Path], object]:
+    return lambda root: (root / "zeroshot" / file).open("a").write(line)
+
+
+def empty_photo_list_and_folder(root: Path) -> None:
+    write(root / "zeroshot" / "ImageResized_ready_filelist_train.txt", "")
+    (root / "ImageResized_ready" / "pig" / "n01_0.JPEG").unlink()
+
+
+TRAIN = "png_ready_filelist_train.txt"
+BAD_TREES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "parent": (append(TRAIN, "png_ready/../pig/0.png 1\n"), "train.txt, line 5: .* below the root"),
+    "absolute": (append(TRAIN, "/etc/pig/passwd 1\n"), "train.txt, line 5: .* below the root"),
+    "no id": (append(TRAIN, "png_ready/pig/0.png\n"), "line 5: .* a space and a class id"),
+    "odd id": (append(TRAIN, "png_ready/pig/0.png -1\n"), "line 5: .* a space and a class id"),
+    "wrong id": (append(TRAIN, "png_ready/pig/0 a.png 0\n"), "line 5: id 0 is 'alarm clock'"),
+    "large id": (append(TRAIN, "png_ready/pig/0 a.png 7\n"), "line 5: id 7 is no class"),
+    "no such file": (
+        append(TRAIN, "".join(f"png_ready/pig/x{n}.png 1\n" for n in range(12))),
+        r"train.txt names 12 pictures not in .*pig/x0.png, .*pig/x9.png and 2 more\.$",
+    ),
+    "empty list": (
+        lambda root: write(root / "zeroshot" / TRAIN, "\n"),
+        "train.txt is missing or empty",
+    ),
+    "binary list": (
+        lambda root: (root / "zeroshot" / TRAIN).write_bytes(b"\xff\xfe\x00"),
+        "train.txt is not a UTF-8 text file",
+    ),
+    "no classes": (
+        lambda root: (root / "zeroshot" / "cname_cid.txt").unlink(),
+        "cname_cid.txt is missing or empty",
+    ),
+    "ids with a gap": (append("cname_cid.txt", "cow 5\n"), "every id from 0 up once"),
+    "class twice": (append("cname_cid.txt", "pig 2\n"), "each class one id"),
+    "seen and unseen": (append("cname_cid_zero.txt", "pig 1\n"), "both seen and unseen: pig"),
+    "no folder": (
+        lambda root: (root / "png_ready").rename(root / "png"),
+        "is no tuberlin folder: it lacks png_ready",
+    ),
+    "nothing to derive from": (
+        empty_photo_list_and_folder,
+        "ImageResized_ready/pig should hold pictures",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TREES)
+def test_bad_listed_trees_are_refused_in_one_sentence(tree: Path, case: str) -> None:
+    spoil, message = BAD_TREES[case]
+    spoil(tree)
+    with pytest.raises(DataError, match=message) as caught:
+        open_source("tuberlin", tree)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith(".")
+
+
+def test_every_official_name_has_its_split() -> None:
+    assert set(OFFICIAL) == set(official.PUBLISHED)
+    for published in official.PUBLISHED.values():
+        names = [
+            (official.SPLITS / f"{published.split}_{part}.txt").read_text().splitlines()
+            for part in ("seen", "unseen")
+        ]
+        assert tuple(map(len, names)) == published.classes
+        assert len({*names[0], *names[1]}) == sum(published.classes)
+
+
+@pytest.mark.parametrize(
+    ("name", "sketches", "photos"),
+    [
+        ("sketchy", "256x256/sketch/tx_000000000000_ready", "256x256/photo/tx_000000000000_ready"),
+        ("sketchy:zeroshot2", "sketch/tx_000000000000", "photo/tx_000000000000"),
+        ("tuberlin", "png_ready", "ImageResized_ready"),
+        ("quickdraw", "QuickDraw_sketches_final", "QuickDraw_images_final"),
+    ],
+)
+def test_a_copy_without_lists_follows_the_class_split(
+    tmp_path: Path, name: str, sketches: str, photos: str
+) -> None:
+    classes = {
+        part: (official.SPLITS / f"{official.PUBLISHED[name].split}_{part}.txt")
+        .read_text()
+        .splitlines()[:2]
+        for part in ("seen", "unseen")
+    }
+    for of in (*classes["seen"], *classes["unseen"], "no class of it"):
+        write(tmp_path / sketches / of / "1.png")
+        write(tmp_path / photos / of / "1.jpg")
+    write(tmp_path / sketches / classes["seen"][0] / "2.png")
+    (tmp_path / photos / classes["seen"][1] / "1.jpg").unlink()  # left without photos
+    source = open_source(name, tmp_path)
+    assert source.seen_classes == (classes["seen"][0],)
+    assert source.unseen_classes == tuple(classes["unseen"])
+    assert counts(source) == (2, 0, 2, 1, 2)
+    assert not source.official
+
+
+def test_further_photos_need_not_be_there_for_every_class(tmp_path: Path) -> None:
+    for of in ("pig", "cup"):
+        write(tmp_path / "256x256/sketch/tx_000000000000_ready" / of / "1.png")
+        write(tmp_path / "256x256/photo/tx_000000000000_ready" / of / "1.jpg")
+    write(tmp_path / "EXTEND_image_sketchy_ready" / "pig" / "2.jpg")
+    source = open_source("sketchy", tmp_path)
+    assert counts(source) == (1, 0, 1, 2, 1)
+
+
+def test_a_copy_with_pictures_of_no_unseen_class_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "png_ready" / "pig" / "1.png")
+    write(tmp_path / "ImageResized_ready" / "pig" / "1.jpg")
+    with pytest.raises(DataError, match="none of the unseen classes of tuberlin"):
+        open_source("tuberlin", tmp_path)
