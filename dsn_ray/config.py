@@ -230,6 +230,7 @@ DEMONSTRATION: dict[str, Any] = {
     "data.sketches_per_batch": 12,
     "data.photos_per_batch": 24,
     "data.epoch": "longer",
+    "data.per_class": 60,
     "data.validation_classes": 3,
     "optimizer.lr": 1e-3,
     "optimizer.lr_end": 1e-5,

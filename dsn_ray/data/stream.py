@@ -188,8 +188,14 @@ def draw_epoch(
 def rows_of_classes(
     labels: NDArray[np.int64], classes: NDArray[np.int64], per_class: int | None = None
 ) -> NDArray[np.int64]:
-    """The rows of some classes, ascending, at most `per_class` of each."""
-    return np.sort(np.concatenate([np.flatnonzero(labels == c)[:per_class] for c in classes]))
+    """The rows of some classes, ascending, at most `per_class` of each, spread over the class."""
+    chosen = []
+    for label in classes:
+        rows = np.flatnonzero(labels == label)
+        if per_class is not None and len(rows) > per_class:
+            rows = rows[np.arange(per_class) * len(rows) // per_class]
+        chosen.append(rows)
+    return np.sort(np.concatenate(chosen))
 
 
 class PairStream:

@@ -15,6 +15,7 @@ from dsn_ray.data.stream import (
     draw_epoch,
     load_pictures,
     plain_batches,
+    rows_of_classes,
 )
 
 
@@ -70,6 +71,14 @@ def make_stream(tables, rank=0, world=1, classes=(0, 2, 3), **changes):
         **changes,
     }
     return PairStream(*tables, np.array(classes), rank=rank, world=world, **settings)
+
+
+def test_rows_of_classes_are_spread_over_each_class():
+    labels = np.array([0] * 7 + [1] * 3 + [2] * 4)
+    both = np.array([0, 2])
+    assert rows_of_classes(labels, both).tolist() == [*range(7), *range(10, 14)]
+    assert rows_of_classes(labels, both, 3).tolist() == [0, 2, 4, 10, 11, 12]
+    assert rows_of_classes(labels, both, 99).tolist() == rows_of_classes(labels, both).tolist()
 
 
 def test_batches_hold_what_they_say(tables):
