@@ -3,7 +3,9 @@
     config.py       what a run is: one validated model per concern, YAML in and out
     space.py        what a sweep varies
     data/           pictures in
-        catalog.py    known data sets: layout, lists, splits
+        catalog.py    known data sets by name
+        official.py   published ones: layouts, lists, splits
+        folders.py    folders of one's own
         openmoji.py   the embedded demonstration data
         shards.py     raw pictures -> checked Parquet shards
         views.py      the three views of a picture

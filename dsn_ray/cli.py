@@ -82,7 +82,8 @@ def add_data_argument(to: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=DIR",
-        help="raw data root or prepared shards of sketchy, tuberlin, folder:LABEL; or one of the "
+        help="raw data root or prepared shards of sketchy, sketchy:zeroshot2, tuberlin, quickdraw or "
+        "folder:LABEL; or one of the "
         "embedded openmoji-nature, openmoji-things (default: these two)",
     )
 
