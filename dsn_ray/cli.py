@@ -82,9 +82,9 @@ def add_data_argument(to: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=DIR",
-        help="raw data root or prepared shards of sketchy, sketchy:zeroshot2, tuberlin, quickdraw or "
-        "folder:LABEL; or one of the "
-        "embedded openmoji-nature, openmoji-things (default: these two)",
+        help="raw data root or prepared shards of sketchy, sketchy:zeroshot2, tuberlin, quickdraw "
+        "or folder:LABEL; or one of the embedded openmoji-nature, openmoji-things (default: these "
+        "two)",
     )
 
 
