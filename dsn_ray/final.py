@@ -35,7 +35,7 @@ PAPER: dict[tuple[str, int, str], tuple[float, float]] = {
 
 
 class FinalResults:
-    """The contents of `final.json`, written whole after each data set.
+    """The contents of `final.json`, in `final.unfinished.json` until all of them are there.
 
     Attributes:
         rows: one per data set, seed, codes, protocol and metric.
@@ -45,9 +45,10 @@ class FinalResults:
 
     def __init__(self, path: Path) -> None:
         """Reads what an earlier run wrote."""
-        self._path = path
+        self._path, self._unfinished = path, path.with_name("final.unfinished.json")
         self.folder = path.parent / "final"
-        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        found = next((file for file in (self._unfinished, path) if file.exists()), None)
+        kept = json.loads(found.read_text(encoding="utf-8")) if found else {}
         self.rows: list[Row] = kept.get("rows", [])
         self.untrained: list[Row] = kept.get("untrained", [])
 
@@ -56,11 +57,16 @@ class FinalResults:
         return any((row["dataset"], row["seed"]) == (dataset, seed) for row in self.rows)
 
     def save(self) -> None:
-        """Writes the file, whole or not at all."""
-        unfinished = self._path.with_suffix(".unfinished")
+        """Writes what is there so far, whole or not at all."""
         contents = {"rows": self.rows, "untrained": self.untrained}
-        unfinished.write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
-        unfinished.replace(self._path)
+        new = self._unfinished.with_suffix(".new")
+        new.write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
+        new.replace(self._unfinished)
+
+    def finish(self) -> None:
+        """Gives the file its own name: nothing is missing any more."""
+        self.save()
+        self._unfinished.replace(self._path)
 
 
 def final_job(
@@ -97,7 +103,7 @@ def final_job(
                 continue
             console.print(
                 f"{shards.name}: training on all {len(shards.seen_classes)} seen classes, "
-                f"seed {seed}, {config.train.epochs} epochs",
+                f"seed {seed}, {config.train.epochs} epoch{'s' * (config.train.epochs > 1)}",
                 soft_wrap=True,
             )
             seeded = config.with_settings({"train.seed": seed})
@@ -165,6 +171,8 @@ def _cells(rows: list[Row], dataset: str, codes: str, protocol: str) -> dict[str
 
 
 def _pair(cells: dict[str, list[Row]]) -> str:
+    if not any(cells.values()):
+        return "-"
     return " / ".join(_mean_and_spread([row["value"] for row in rows]) for rows in cells.values())
 
 

@@ -92,8 +92,10 @@ class SweepProgress(tune.Callback):
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        """Writes the record anew."""
+        """Writes the record anew, and tells of a trial that was stopped."""
         self._write(trials, trial)
+        if not self._live and _epoch(trial) < self.epochs:
+            self._say(f"trial {trials.index(trial) + 1}/{self.planned} stopped early")
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -158,7 +160,8 @@ class SweepProgress(tune.Callback):
         open_epochs = sum(self.epochs - _epoch(t) for t in trials if not t.is_finished())
         open_epochs += (self.planned - len(trials)) * self.epochs
         seconds = (time.monotonic() - self._started) / done * open_epochs
-        return f"at most {seconds / 60:.0f} min left" if seconds > 90 else "a minute left"
+        left = f"at most {seconds / 60:.0f} min" if seconds > 90 else "a minute"
+        return f"{left} to the final job"
 
     def _say(self, text: str) -> None:
         (self._live.console if self._live else self._console).print(text, soft_wrap=True)

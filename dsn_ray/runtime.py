@@ -90,7 +90,10 @@ def ray_cluster() -> Iterator[str]:
     import ray
     from ray._private import services
 
+    given = os.environ.get("RAY_ADDRESS")
     address = services.canonicalize_bootstrap_address(None)
+    if address is not None and not given and not _answers(address):
+        address = None  # `ray start` left its address behind; nobody is there any more
     if address is None:
         context = ray.init(
             address="local",
@@ -99,11 +102,12 @@ def ray_cluster() -> Iterator[str]:
             logging_level=logging.WARNING,
         )
     else:
-        _knock(address)
+        if not _answers(address):
+            raise UserError(f"No Ray cluster answers at {address}: is RAY_ADDRESS right?")
         try:
             # By itself Ray takes this machine's token only for a cluster that it found by itself.
             context = ray.init(
-                address=address if os.environ.get("RAY_ADDRESS") else "auto",
+                address=address if given else "auto",
                 log_to_driver=False,
                 logging_level=logging.WARNING,
                 runtime_env={"env_vars": _RAY_ENVIRONMENT},
@@ -212,13 +216,14 @@ def chatter_to(log: Path) -> Iterator[Console]:
                 os.close(original)
 
 
-def _knock(address: str) -> None:
-    """Says within seconds that nobody answers, where Ray would try for minutes."""
+def _answers(address: str) -> bool:
+    """Whether somebody listens there; known within seconds, where Ray would try for minutes."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError:
-        raise UserError(f"No Ray cluster answers at {address}: is RAY_ADDRESS right?") from None
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _reason(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""A sweep, and then the final job on every data set.
+r"""A sweep, and then the final job on every data set.
 
 Examples:
     python -m dsn_ray.tune --space search_spaces/lambdas.yaml
@@ -160,6 +160,12 @@ def _run(sweep: Sweep, run: cli.Run, shape: "Shape", *, resume: bool) -> None:
                 refuse_local_storage_on_many_nodes(run.storage)
                 resources = allot(shape, console)
                 console.print(f"Running {resources}.")
+                if _is_embedded(sweep.data):
+                    console.print(
+                        "This is the embedded OpenMoji demonstration data, with small pictures, "
+                        f"{sweep.config.network.backbone} and {sweep.trials} trials.",
+                        soft_wrap=True,
+                    )
                 if random_weights:
                     console.print("Random weights: these numbers say nothing about the method.")
                 roots = [root for _, root in sweep.data]
@@ -180,6 +186,7 @@ def _run(sweep: Sweep, run: cli.Run, shape: "Shape", *, resume: bool) -> None:
                     results,
                     console,
                 )
+                results.finish()
         except KeyboardInterrupt:
             again = f"Go on with: python -m dsn_ray.tune --resume {run.options}"
             raise cli.Interrupted(again) from None
@@ -203,7 +210,10 @@ def _load(
         listed = shards.directory / "rejected.jsonl"
         note += f"; {shards.rejected} pictures did not decode, see {listed}"
     if without := int((~data.mask.any(axis=1)).sum()):
-        note += f"; {without} of {len(data.mask)} classes have an empty semantic mask"
+        note += (
+            f"; ImageNet has nothing like {without} of {len(data.mask)} seen classes, whose "
+            "semantic mask is empty"
+        )
     console.print(
         f"{found.name}: {counts}{note} ({time.monotonic() - started:.0f} s)", soft_wrap=True
     )
@@ -328,13 +338,8 @@ def main(arguments: list[str] | None) -> None:
         parsed, embedded, {**space.set, **(SMOKE_TEST if parsed.smoke_test else {})}
     )
     trials = parsed.trials or (SMOKE_TRIALS if parsed.smoke_test else space.budget.trials)
-    if embedded:
-        if parsed.trials is None:
-            trials = min(trials, EMBEDDED_TRIALS)
-        print(
-            "This is the embedded OpenMoji demonstration data, with small pictures, "
-            f"{config.network.backbone} and {trials} trials."
-        )
+    if embedded and parsed.trials is None:
+        trials = min(trials, EMBEDDED_TRIALS)
     sweep = Sweep(space, config, data, trials, parsed.seeds)
     with cli.run_folder(parsed.name, parsed.space.stem, parsed.storage) as run:
         _run(sweep, run, shape, resume=False)

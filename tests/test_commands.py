@@ -241,30 +241,38 @@ def test_a_killed_worker_leaves_the_result_as_it_would_have_been(here, drawings)
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_cleanly_and_the_sweep_goes_on(here, drawings):
+@pytest.mark.parametrize("moment", ["in the second trial", "in the final training"])
+def test_ctrl_c_ends_cleanly_and_the_sweep_goes_on(here, drawings, moment):
     """A sweep with a Ray of its own, stopped by Ctrl-C, resumed to its end."""
     command = [sys.executable, "-m", "dsn_ray.tune"]
     given = ["--space", "space.yaml", "--data", f"folder:toy={drawings}", "--smoke-test"]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     environment["DSN_RAY_TEST"] = str(here)
-    running = subprocess.Popen(
-        [*command, *given, "--name", "stopped"],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    record = here / "runs" / "stopped" / "trials.jsonl"
+    with (here / "said").open("w") as said:
+        running = subprocess.Popen(
+            [*command, *given, "--name", "stopped"],
+            env=environment,
+            stdout=said,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
     try:
-        record = here / "runs" / "stopped" / "trials.jsonl"
-        deadline = time.monotonic() + 180
-        while not record.exists() and time.monotonic() < deadline:
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline:
             assert running.poll() is None, running.stderr.read()
+            if moment == "in the second trial" and record.exists():
+                break
+            if "training on all" in (here / "said").read_text():
+                time.sleep(8)
+                break
             time.sleep(0.2)
         os.killpg(running.pid, signal.SIGINT)
         _, errors = running.communicate(timeout=120)
     finally:
         running.kill()
+    assert not (here / "runs" / "stopped" / "final.json").exists()
     assert running.returncode == 1
     assert "python -m dsn_ray.tune --resume --name stopped" in errors
     assert "Traceback" not in errors

@@ -76,5 +76,8 @@ def test_what_is_saved_is_found_again_and_written_whole(tmp_path):
     assert again.rows == results.rows
     assert again.has("x", 3)
     assert not again.has("x", 0)
+    assert not (tmp_path / "final.json").exists()
+    again.finish()
     assert [path.name for path in tmp_path.iterdir()] == ["final.json"]
+    assert FinalResults(tmp_path / "final.json").has("x", 3)
     assert set(json.loads((tmp_path / "final.json").read_text())) == {"rows", "untrained"}

@@ -178,6 +178,17 @@ def test_nodes_that_an_autoscaler_adds_are_awaited(growing):
     assert "each on 3 workers with 1 CPU" in ask(growing, 60, "token")
 
 
+def test_an_address_that_an_ended_cluster_left_behind_is_no_cluster(monkeypatch):
+    from ray._private import services
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(services, "canonicalize_bootstrap_address", lambda _: "127.0.0.1:1")
+    monkeypatch.setattr(services, "find_gcs_addresses", set)
+    with ray_cluster() as dashboard:
+        assert ray.cluster_resources()["CPU"] >= 1
+        assert dashboard.startswith("http://127.0.0.1:")
+
+
 def test_resources_on_one_line():
     assert str(Resources(2, 1.0, 0.0, 1)) == ("1 training at a time, each on 2 workers with 1 CPU")
     assert str(Resources(1, 4.0, 0.5, 3)) == (
