@@ -183,7 +183,6 @@ def test_an_address_that_an_ended_cluster_left_behind_is_no_cluster(monkeypatch)
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(services, "canonicalize_bootstrap_address", lambda _: "127.0.0.1:1")
-    monkeypatch.setattr(services, "find_gcs_addresses", set)
     with ray_cluster() as dashboard:
         assert ray.cluster_resources()["CPU"] >= 1
         assert dashboard.startswith("http://127.0.0.1:")
