@@ -182,7 +182,12 @@ def test_an_address_that_an_ended_cluster_left_behind_is_no_cluster(monkeypatch)
     from ray._private import services
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(services, "canonicalize_bootstrap_address", lambda _: "127.0.0.1:1")
+    found = services.canonicalize_bootstrap_address
+    monkeypatch.setattr(
+        services,
+        "canonicalize_bootstrap_address",
+        lambda address, *rest: found(address, *rest) if address else "127.0.0.1:1",
+    )
     with ray_cluster() as dashboard:
         assert ray.cluster_resources()["CPU"] >= 1
         assert dashboard.startswith("http://127.0.0.1:")
