@@ -232,11 +232,12 @@ DEMONSTRATION: dict[str, Any] = {
     "data.epoch": "longer",
     "data.per_class": 60,
     "data.validation_classes": 3,
-    "optimizer.lr": 1e-3,
+    "optimizer.lr": 3e-3,
     "optimizer.lr_end": 1e-5,
     "train.epochs": 3,
 }
-"""Settings of the embedded demonstration: small pictures and batches, for two cores."""
+"""Settings of the embedded demonstration: small pictures and batches, for two cores. Its learning
+rate is the best of 1e-4, 3e-4, 1e-3 and 3e-3 on its own unseen classes: it shows the tool."""
 
 
 def parse_config(tree: object, where: str) -> Config:
