@@ -111,7 +111,9 @@ def add_config_arguments(to: argparse.ArgumentParser) -> None:
 def add_shape_arguments(to: argparse.ArgumentParser) -> None:
     """Adds the options that shape a run on the cluster."""
     group = to.add_argument_group("on the cluster")
-    group.add_argument("--workers", type=int, default=2, metavar="N", help="per training (2)")
+    group.add_argument(
+        "--workers", type=int, metavar="N", help="per training (2, or 1 where there is one GPU)"
+    )
     group.add_argument("--gpus-per-worker", type=float, metavar="X", help="(1 where there are any)")
     group.add_argument("--cpus-per-worker", type=float, metavar="Y", help="(an equal share)")
     group.add_argument("--concurrent", type=int, metavar="K", help="trainings at a time")

@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -320,6 +321,8 @@ def rate_features_file(path: Path, itq: Itq = PROTOCOLS_OWN) -> list[Row]:
         raise UserError(
             f"--features {path}: {missing} is missing; the file must hold {', '.join(names)}."
         ) from None
+    except (TypeError, EOFError, BadZipFile):
+        raise UserError(f"--features {path}: not an .npz file.") from None
     except OSError as error:
         raise UserError(f"--features {path}: {error.strerror or 'not an .npz file'}.") from None
     except ValueError as error:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -29,14 +29,14 @@ class Shape:
     """What a run asks of the cluster; what is None is derived from the cluster.
 
     Attributes:
-        workers: data-parallel workers of one training.
+        workers: data-parallel workers of one training; two, or one where there is one GPU.
         cpus_per_worker: CPUs of each; may be a fraction.
         gpus_per_worker: GPUs of each; may be a fraction.
         concurrent: trainings at a time.
         wait: seconds to wait for nodes that an autoscaler can add.
     """
 
-    workers: int = 2
+    workers: int | None = None
     cpus_per_worker: float | None = None
     gpus_per_worker: float | None = None
     concurrent: int | None = None
@@ -141,36 +141,45 @@ def allot(shape: Shape, console: Console) -> Resources:
     """
     import ray
 
-    if shape.workers < 1:
-        raise UserError(f"--workers {shape.workers}: at least 1 worker is needed.")
     now = ray.cluster_resources()
     most = _ceiling(now)
+    workers = shape.workers
+    if workers is None:
+        workers = 1 if most.get("GPU", 0) == 1 and shape.gpus_per_worker is None else 2
+    if workers < 1:
+        raise UserError(f"--workers {workers}: at least 1 worker is needed.")
     gpus_each = shape.gpus_per_worker
     if gpus_each is None:
         gpus_each = 1.0 if most.get("GPU", 0) else 0.0
     concurrent = shape.concurrent
     if concurrent is None:
-        concurrent = int(most.get("GPU", 0) // (shape.workers * gpus_each)) if gpus_each else 1
+        concurrent = int(most.get("GPU", 0) // (workers * gpus_each)) if gpus_each else 1
         concurrent = max(1, concurrent)
     cpus_each = shape.cpus_per_worker
     if cpus_each is None:
-        share = most.get("CPU", 1) / (shape.workers * concurrent)
-        cpus_each = 1.0 if gpus_each and share >= 1 else float(int(share)) if share >= 1 else share
-    chosen = Resources(shape.workers, cpus_each, gpus_each, concurrent)
+        share = most.get("CPU", 1) / (workers * concurrent)
+        cpus_each = min(1.0, share)
+        if not gpus_each:  # as many whole CPUs as the nodes there are have room for
+            shares = (
+                Resources(workers, float(n), 0.0, concurrent) for n in range(int(share), 1, -1)
+            )
+            cpus_each = next((r.cpus_per_worker for r in shares if _fits(r)), cpus_each)
+    chosen = Resources(workers, cpus_each, gpus_each, concurrent)
 
     for name, each, option in (
         ("CPU", cpus_each, "--cpus-per-worker"),
         ("GPU", gpus_each, "--gpus-per-worker"),
     ):
-        need = each * shape.workers
+        need = each * workers
         if need > most.get(name, 0) + 1e-9:
             raise UserError(
-                f"--workers {shape.workers} with {option} {each:g} needs {need:g} {name}s, but "
+                f"--workers {workers} with {option} {each:g} needs {need:g} {name}s, but "
                 f"this Ray cluster has {now.get(name, 0):g} and can grow to "
                 f"{most.get(name, 0):g}; ask for fewer or add nodes."
             )
-    if not _fits(chosen):
-        _await(chosen, shape.wait, console)
+    one = replace(chosen, concurrent=1)
+    if not _fits(one):
+        _await(one, shape.wait, console)
     return chosen
 
 
@@ -280,7 +289,7 @@ def _ceiling(now: Mapping[str, float]) -> dict[str, float]:
 
 
 def _fits(chosen: Resources) -> bool:
-    """Whether the alive nodes hold one training's workers, each bundle on one node."""
+    """Whether the alive nodes hold all the workers at a time, each bundle on one node."""
     import ray
 
     places = 0
@@ -288,7 +297,7 @@ def _fits(chosen: Resources) -> bool:
         if node["Alive"]:
             counts = [node["Resources"].get(n, 0) / need for n, need in chosen.per_worker.items()]
             places += int(min(counts) + 1e-9)
-    return places >= chosen.workers
+    return places >= chosen.workers * chosen.concurrent
 
 
 def _await(chosen: Resources, wait: float, console: Console) -> None:

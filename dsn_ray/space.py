@@ -1,5 +1,6 @@
 """What a sweep varies: the schema of the files in `search_spaces/`."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,12 +16,16 @@ if TYPE_CHECKING:
 
 _PREPARED_ONCE = (
     "data.px",
+    "data.semantics",
     "data.teacher_px",
     "data.teacher_sees",
     "loss.distilled",
     "network.backbone",
     "network.weights",
 )
+
+
+_SAME_FOR_ALL = ("data.validation_classes", "data.validation_seed", "train.epochs")
 
 
 class Parameter(Section):
@@ -43,6 +48,8 @@ class Parameter(Section):
             return self
         if self.choices is not None or self.low is None or self.high is None:
             raise ValueError(f"a distribution {self.distribution} takes low and high, not choices")
+        if not (math.isfinite(self.low) and math.isfinite(self.high)):
+            raise ValueError("low and high must be finite")
         if not self.low < self.high:
             raise ValueError(f"low must be below high, not {self.low:g} and {self.high:g}")
         if self.distribution.startswith("log") and self.low <= 0:
@@ -57,6 +64,13 @@ class Parameter(Section):
             return self.choices
         whole = self.distribution.endswith("int")
         return [int(x) if whole else x for x in (self.low, self.high) if x is not None]
+
+    def contains(self, value: Any) -> bool:
+        """Whether the distribution may give a value."""
+        if self.choices is not None:
+            return value in self.choices
+        low, high = self.extremes()
+        return bool(low <= value <= high)
 
     def to_optuna(self) -> "BaseDistribution":
         """The distribution as Optuna knows it."""
@@ -129,6 +143,11 @@ class Space(Section):
                 )
             for value in parameter.extremes():
                 config.with_settings({name: value}, f"{where}: parameters")
+            if name in _SAME_FOR_ALL:
+                raise UserError(
+                    f"{where}: parameters: {name} cannot vary, because trials with different ones "
+                    "cannot be compared; fix it under set."
+                )
         for point in self.first:
             if point.keys() != self.parameters.keys():
                 raise UserError(
@@ -137,8 +156,7 @@ class Space(Section):
                 )
             config.with_settings(point, f"{where}: first")
             for name, value in point.items():
-                distribution = self.parameters[name].to_optuna()
-                if not distribution._contains(distribution.to_internal_repr(value)):
+                if not self.parameters[name].contains(value):
                     raise UserError(
                         f"{where}: first: {name}={value} lies outside its own distribution, "
                         f"{self.parameters[name].extremes()}."

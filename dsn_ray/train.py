@@ -233,8 +233,8 @@ def _train(
 
     with ray_cluster() as dashboard:
         console.print(f"Ray dashboard: {dashboard}", soft_wrap=True)
-        refuse_local_storage_on_many_nodes(storage)
         resources = allot(shape, console)
+        refuse_local_storage_on_many_nodes(storage)
         console.print(f"Running {resources}.")
         data = load_training_data(open_shards(found), root, config)
         with training_progress(console, data.name, config.train.epochs) as callback:
@@ -266,7 +266,7 @@ def main(arguments: list[str] | None) -> None:
     ((name, root),) = data
     config = cli.config_of(parsed, embedded=root is None)
     found = locate(name, root)
-    check_fits(config, found.seen_classes, shape.workers)
+    check_fits(config, found.seen_classes, shape.workers or 1)
     with (
         cli.run_folder(parsed.name, name.replace(":", "-"), parsed.storage) as run,
         cli.quiet_log("ray", run.folder) as console,

@@ -148,7 +148,7 @@ def _run(sweep: Sweep, run: cli.Run, shape: "Shape", *, resume: bool) -> None:
 
     found = [locate(name, root) for name, root in sweep.data]
     for data in found:
-        check_fits(sweep.config, data.seen_classes, shape.workers)
+        check_fits(sweep.config, data.seen_classes, shape.workers or 1)
     imagenet_weights(sweep.config.network.backbone, sweep.config.network.weights)
     if not resume:
         sweep.save(run.folder / "config.yaml")
@@ -157,8 +157,10 @@ def _run(sweep: Sweep, run: cli.Run, shape: "Shape", *, resume: bool) -> None:
         try:
             with ray_cluster() as dashboard:
                 console.print(f"Ray dashboard: {dashboard}", soft_wrap=True)
-                refuse_local_storage_on_many_nodes(run.storage)
                 resources = allot(shape, console)
+                for data in found:
+                    check_fits(sweep.config, data.seen_classes, resources.workers)
+                refuse_local_storage_on_many_nodes(run.storage)
                 console.print(f"Running {resources}.")
                 if _is_embedded(sweep.data):
                     console.print(

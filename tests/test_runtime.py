@@ -12,6 +12,7 @@ import pytest
 import ray
 from rich.console import Console
 
+from dsn_ray import runtime
 from dsn_ray.errors import UserError
 from dsn_ray.runtime import (
     Resources,
@@ -45,6 +46,25 @@ def connected(attached):
     ],
 )
 def test_the_machines_cpus_are_shared_out(connected, shape, expected):
+    assert allot(shape, said()) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "shape", "expected"),
+    [
+        ([{"CPU": 16, "GPU": 1}], Shape(), Resources(1, 1.0, 1.0, 1)),
+        ([{"CPU": 16, "GPU": 4}], Shape(), Resources(2, 1.0, 1.0, 2)),
+        ([{"CPU": 16, "GPU": 1}], Shape(gpus_per_worker=0), Resources(2, 8.0, 0.0, 1)),
+        ([{"CPU": 2}] * 3, Shape(), Resources(2, 2.0, 0.0, 1)),
+        ([{"CPU": 2}] * 2, Shape(workers=1), Resources(1, 2.0, 0.0, 1)),
+        ([{"CPU": 4}, {"CPU": 2}, {"CPU": 2}], Shape(), Resources(2, 2.0, 0.0, 1)),
+    ],
+)
+def test_the_share_of_a_worker_fits_a_node(monkeypatch, nodes, shape, expected):
+    total = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
+    monkeypatch.setattr(ray, "cluster_resources", lambda: total)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": n} for n in nodes])
+    monkeypatch.setattr(runtime, "_autoscaler_limits", lambda: None)
     assert allot(shape, said()) == expected
 
 
@@ -144,6 +164,7 @@ def growing(tmp_path, monkeypatch):
 ASK = """
 import sys
 from rich.console import Console
+from dsn_ray import runtime
 from dsn_ray.errors import UserError
 from dsn_ray.runtime import Shape, allot, ray_cluster
 

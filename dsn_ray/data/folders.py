@@ -38,10 +38,7 @@ def open_folder(name: str, root: Path, chosen: RandomUnseen | None = None) -> So
         count = max(1, round(chosen.share * len(classes)))
         unseen = tuple(sorted(ranked_by_chance(classes, chosen.seed)[:count]))
     if not unseen:
-        raise DataError(
-            f"{file} is missing or empty: name one unseen class a line, or prepare the folder with "
-            "--unseen 0.2."
-        )
+        raise DataError(f"{file} is missing or empty: name one unseen class a line.")
     if unknown := [name for name in unseen if name not in classes]:
         raise DataError(f"{file} names classes that {root} has not: {some(unknown)}.")
     seen = tuple(name for name in classes if name not in unseen)

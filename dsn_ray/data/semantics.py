@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+from zipfile import BadZipFile
 
 from dsn_ray.data.catalog import DataError
 
@@ -63,7 +64,7 @@ def mask_rows(
             known = dict(zip(stored["classes"].tolist(), stored["mask"], strict=True))
         if any(row.shape != (IMAGENET_CLASSES,) for row in known.values()):
             raise ValueError
-    except (OSError, KeyError, ValueError, AttributeError):
+    except (OSError, KeyError, ValueError, AttributeError, TypeError, EOFError, BadZipFile):
         raise DataError(
             f"{file} is not a semantic mask; `python -m dsn_ray.mask` writes one."
         ) from None

@@ -1,10 +1,12 @@
 """The teacher's logits of a data set's seen pictures, computed once and kept beside the shards."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
 import ray.data
 import torch
 
@@ -14,6 +16,7 @@ from dsn_ray.data.shards import Shards
 from dsn_ray.data.stream import TeacherLogits
 from dsn_ray.data.views import decode
 from dsn_ray.model import Teacher, imagenet_weights
+from dsn_ray.model.weights import ImagenetWeights
 
 _BATCH = 32
 _CPUS = 0.5  # of an actor: reading the pictures needs the rest, or the job waits for ever
@@ -37,19 +40,21 @@ def teacher_logits(shards: Shards, config: Config, domain: Domain) -> TeacherLog
     which = weights.digest[:16] if weights else f"random-{config.network.backbone}"
     kept = shards.directory / f"teacher-{domain}-{which}-{config.data.teacher_px}.parquet"
     if not kept.exists():
-        _compute(shards, config, domain, kept)
+        _compute(shards, config, weights, domain, kept)
     table = pq.read_table(kept)
     logits = np.frombuffer(b"".join(table["logits"].to_pylist()), np.float16)
     return TeacherLogits(table["id"].to_numpy(), logits.reshape(len(table), -1))
 
 
-def _compute(shards: Shards, config: Config, domain: Domain, kept: Path) -> None:
+def _compute(
+    shards: Shards, config: Config, weights: ImagenetWeights | None, domain: Domain, kept: Path
+) -> None:
     cluster = ray.cluster_resources()
     on_gpu = cluster.get("GPU", 0) >= 1
     rows = shards.rows("seen", domain).select_columns(["id", "encoded"])
     judged = rows.map_batches(
         _Judge,
-        fn_constructor_kwargs={"config": config},
+        fn_constructor_kwargs={"config": config, "weights": ray.put(weights)},
         batch_size=_BATCH,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(
@@ -59,7 +64,7 @@ def _compute(shards: Shards, config: Config, domain: Domain, kept: Path) -> None
         num_cpus=_CPUS,
     )
     table = pa.concat_tables(ray.get(judged.to_arrow_refs())).sort_by("id")
-    unfinished = kept.with_suffix(".unfinished")
+    unfinished = kept.with_suffix(f".unfinished-{os.getpid()}")
     pq.write_table(table, unfinished)
     unfinished.replace(kept)
 
@@ -67,10 +72,10 @@ def _compute(shards: Shards, config: Config, domain: Domain, kept: Path) -> None
 class _Judge:
     """Decodes photos and asks the teacher."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, weights: "ray.ObjectRef[ImagenetWeights | None]") -> None:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.px = config.data.teacher_px
-        self.teacher = Teacher.from_config(config.network).to(self.device)
+        self.teacher = Teacher.from_config(config.network, ray.get(weights)).to(self.device)
         torch.set_num_threads(1)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
