@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from dsn_ray.config import DEMONSTRATION, RECIPES, Config, load_config, parse_settings
+import yaml
+
+from dsn_ray.config import DEMONSTRATION, RECIPES, Config, load_config, load_yaml, parse_settings
 from dsn_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,6 +25,11 @@ if TYPE_CHECKING:
     from dsn_ray.runtime import Shape
 
 DONE, FAILED, WRONG_INPUT = 0, 1, 2
+RANDOM_WEIGHTS = "Random weights: these numbers say nothing about the method."
+_DECIDING = (
+    *("space", "data", "recipe", "config", "settings", "weights", "trials", "seeds"),
+    "smoke_test",
+)
 
 
 class Interrupted(Exception):  # noqa: N818 - it is no error
@@ -90,11 +97,8 @@ def add_data_argument(to: argparse.ArgumentParser) -> None:
 
 def add_config_arguments(to: argparse.ArgumentParser) -> None:
     """Adds `--recipe`, `--config F` and `--set section.key=value`."""
-    start = to.add_mutually_exclusive_group()
-    start.add_argument(
-        "--recipe", choices=RECIPES, default="paper", help="settings to start from (paper)"
-    )
-    start.add_argument("--config", type=Path, metavar="F", help="YAML file with settings")
+    to.add_argument("--recipe", choices=RECIPES, help="settings to start from (paper)")
+    to.add_argument("--config", type=Path, metavar="F", help="YAML file with settings")
     to.add_argument(
         "--set",
         action="append",
@@ -143,6 +147,7 @@ def add_run_arguments(to: argparse.ArgumentParser) -> None:
     """Adds `--name` and `--storage`, which say where a run's folder is."""
     to.add_argument("--name", metavar="N", help="of the run (default: what it runs, and the time)")
     to.add_argument("--storage", metavar="DIR_OR_URL", help="where runs go (default: runs)")
+    to.add_argument("--resume", action="store_true", help="go on with the run of that name")
 
 
 def config_of(
@@ -151,7 +156,7 @@ def config_of(
     """The configuration that the options of `add_config_arguments` ask for.
 
     Args:
-        parsed: the options; `--set` goes over `layers`, which go over `--config` or `--recipe`.
+        parsed: the options; `--set` goes over `layers`, over `--config`, over `--recipe`.
         embedded: whether the embedded data is run, which has defaults of its own.
         layers: settings by dotted name.
 
@@ -161,11 +166,10 @@ def config_of(
     settings = parse_settings(parsed.settings)
     if parsed.weights:
         settings["network.weights"] = parsed.weights
+    base = Config().with_settings(RECIPES[parsed.recipe or "paper"])
+    base = base.with_settings(DEMONSTRATION if embedded else {})
     if parsed.config:
-        base = load_config(parsed.config)
-    else:
-        base = Config().with_settings(RECIPES[parsed.recipe])
-        base = base.with_settings(DEMONSTRATION if embedded else {})
+        base = load_config(parsed.config, base)
     return base.with_settings(layers or {}).with_settings(settings)
 
 
@@ -216,11 +220,12 @@ def run_folder(name: str | None, stem: str, storage: str | None) -> Iterator[Run
         UserError: If the folder exists or cannot be made.
     """
     run = find_run(name or f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}", storage)
-    if run.folder.exists():
-        raise UserError(
-            f"--name {run.folder.name}: {run.folder} exists already; choose another name, or give "
-            "--resume to go on with it."
-        )
+    for place in (str(run.folder), run.storage):
+        if _exists(place):
+            raise UserError(
+                f"--name {run.folder.name}: {place} exists already; choose another name, or give "
+                "--resume to go on with it."
+            )
     check_writable(run.folder.parent, "--storage")
     run.folder.mkdir()
     try:
@@ -229,6 +234,76 @@ def run_folder(name: str | None, stem: str, storage: str | None) -> Iterator[Run
         if {path.name for path in run.folder.iterdir()} <= {"config.yaml", "ray.log"}:
             shutil.rmtree(run.folder, ignore_errors=True)
         raise
+
+
+def _exists(place: str) -> bool:
+    from pyarrow import ArrowInvalid, fs
+
+    try:
+        filesystem, path = fs.FileSystem.from_uri(place)
+        return bool(filesystem.get_file_info(path).type != fs.FileType.NotFound)
+    except (OSError, ArrowInvalid) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"--storage {place}: it cannot be read ({reason}).") from None
+
+
+class Asked(Protocol):
+    """What a run was asked for."""
+
+    def tree(self) -> dict[str, Any]:
+        """Its `config.yaml`: all that decides its numbers."""
+
+
+AskedT = TypeVar("AskedT", bound=Asked)
+
+
+def save_settings(asked: Asked, run: Run) -> None:
+    """Writes a run's `config.yaml`, from which it can be resumed."""
+    text = yaml.safe_dump(asked.tree(), sort_keys=False, allow_unicode=True)
+    (run.folder / "config.yaml").write_text(text, encoding="utf-8")
+
+
+def resumed(
+    parsed: argparse.Namespace, parse: Callable[[Any], AskedT], ask: Callable[[], AskedT]
+) -> tuple[Run, AskedT]:
+    """The run that `--resume --name N` goes on with, and what its `config.yaml` asks for.
+
+    Args:
+        parsed: the options; what decides the numbers may be left out, but not be changed.
+        parse: reads the contents of `config.yaml`.
+        ask: reads the options.
+
+    Raises:
+        UserError: If there is no such run, its file is broken, or the options ask for another.
+    """
+    if parsed.name is None:
+        raise UserError("--resume needs --name, the run to go on with.")
+    run = find_run(parsed.name, parsed.storage)
+    path = run.folder / "config.yaml"
+    if not path.exists():
+        raise UserError(f"--resume: {path.parent} is not the folder of a run.")
+    try:
+        kept = parse(load_yaml(path))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(f"{path} is broken, so this run cannot be resumed.") from None
+    if any(getattr(parsed, option, None) for option in _DECIDING):
+        changed = list(_differences(kept.tree(), ask().tree()))
+        if changed:
+            raise UserError(
+                f"--resume: {path} and the options disagree on {'; '.join(changed[:3])}"
+                f"{' and more' if len(changed) > 3 else ''}; leave these options out, or choose "
+                "another --name."
+            )
+    return run, kept
+
+
+def _differences(kept: Any, asked: Any, name: str = "") -> Iterator[str]:
+    if isinstance(kept, dict) and isinstance(asked, dict):
+        for key in {**kept, **asked}:
+            below = f"{name}.{key}" if name else str(key)
+            yield from _differences(kept.get(key), asked.get(key), below)
+    elif kept != asked:
+        yield f"{name} ({kept}, now {asked})"
 
 
 def parse_data(arguments: list[str]) -> list[tuple[str, Path | None]]:

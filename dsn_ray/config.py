@@ -5,12 +5,13 @@ A setting is named by its section and key, as in `loss.lambda1`. The defaults ar
 embedded demonstration data wants.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from dsn_ray.errors import UserError
 
@@ -155,6 +156,13 @@ class AugmentConfig(Section):
     grey: float = Field(0.2, ge=0, le=1)
     """Probability of losing all colour, for each augmented view."""
 
+    @field_validator("scale_range")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1] < math.inf:
+            raise ValueError("two numbers above 0 are needed, the least first")
+        return value
+
 
 class TrainConfig(Section):
     """How long and from which seed."""
@@ -273,13 +281,23 @@ def load_yaml(path: Path) -> Any:
         raise UserError(f"{path}{line}: this is not valid YAML.") from None
 
 
-def load_config(path: Path) -> Config:
-    """Reads a configuration file with any of the sections; the rest takes its defaults.
+def load_config(path: Path, base: Config | None = None) -> Config:
+    """Reads a configuration file with any of the sections.
+
+    Args:
+        path: the file.
+        base: gives what the file leaves out; None for the defaults.
 
     Raises:
         UserError: If it cannot be read, a key is unknown or a value is not allowed.
     """
-    return parse_config(load_yaml(path) or {}, str(path))
+    tree = load_yaml(path) or {}
+    if isinstance(tree, dict):
+        kept = (base or Config()).model_dump()
+        for section, keys in tree.items():
+            kept[section] = {**kept.get(section, {}), **keys} if isinstance(keys, dict) else keys
+        tree = kept
+    return parse_config(tree, str(path))
 
 
 def parse_settings(pairs: list[str]) -> dict[str, Any]:

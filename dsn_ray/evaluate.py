@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     import ray
     import torch
     from numpy.typing import NDArray
+    from rich.console import Console
 
     from dsn_ray.data.shards import Shards
     from dsn_ray.data.stream import Pictures
     from dsn_ray.model.weights import ImagenetWeights
-    from dsn_ray.runtime import Resources
+    from dsn_ray.runtime import Resources, Shape
 
 Row = dict[str, Any]
 _BATCH = 64
@@ -192,7 +193,12 @@ def _features(
     blocks = min(len(starts), 4 * resources.workers)
     embedded = ray.data.from_items(starts, override_num_blocks=blocks).map_batches(
         _Embedder,
-        fn_constructor_kwargs={"pictures": pictures, "threads": resources.threads, **network},
+        fn_constructor_kwargs={
+            "pictures": pictures,
+            "threads": resources.threads,
+            "device": resources.device,
+            **network,
+        },
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=resources.workers),
         num_cpus=resources.cpus_per_worker,
@@ -212,6 +218,7 @@ class _Embedder:
         self,
         pictures: "Pictures",
         threads: int,
+        device: str,
         config: Config,
         num_classes: int,
         state: "ray.ObjectRef[dict[str, torch.Tensor]] | None",
@@ -228,7 +235,7 @@ class _Embedder:
         self.table = PictureTable(pictures)
         self.is_photo = int(pictures.domain == "photo")
         self.trained = state is not None
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = device
         if state is None:
             network = build_network(
                 config.network, num_classes, ray.get(weights) if weights else None
@@ -280,17 +287,30 @@ def run_evaluation(
     Raises:
         UserError: If the checkpoint or the data set cannot be used.
     """
-    from rich.console import Console
+    from dsn_ray.runtime import Shape
 
+    with cli.quiet_log("evaluate") as console:
+        return _evaluate(open_checkpoint(Path(checkpoint)), data, itq, Shape(**shape), console)
+
+
+def _evaluate(
+    opened: Checkpoint,
+    data: "tuple[str, Path | None] | None",
+    itq: Itq,
+    shape: "Shape",
+    console: "Console",
+) -> list[Row]:
     from dsn_ray.data.shards import locate, open_shards
     from dsn_ray.data.stream import load_pictures
-    from dsn_ray.runtime import Shape, allot, ray_cluster
+    from dsn_ray.runtime import allot, ray_cluster
 
-    opened = open_checkpoint(Path(checkpoint))
     found = locate(*(data or (opened.data, opened.root)))
+    if opened.config.network.weights == "none":
+        console.print(cli.RANDOM_WEIGHTS)
     with ray_cluster():
-        resources = allot(Shape(**shape), Console(stderr=True))
+        resources = allot(shape, console)
         shards, px = open_shards(found), opened.config.data.px
+        console.print(str(shards), soft_wrap=True)
         training = load_pictures(shards, "seen", "photo", px) if itq.fit == "training" else None
         return evaluate_checkpoint(opened, load_unseen(shards, px), resources, itq, training)
 
@@ -354,6 +374,8 @@ def main(arguments: list[str] | None) -> None:
     parsed = _arguments().parse_args(arguments)
     if parsed.json:
         cli.check_writable(parsed.json.parent, "--json")
+        if parsed.json.is_dir():
+            raise UserError(f"--json {parsed.json}: this is a folder; name a file.")
     itq = Itq(parsed.itq, parsed.itq_fit)
     if parsed.features:
         rows = rate_features_file(parsed.features, itq)
@@ -361,14 +383,9 @@ def main(arguments: list[str] | None) -> None:
         data = cli.parse_data(parsed.data)
         if len(data) > 1:
             raise UserError("--data: evaluate takes one data set at a time.")
-        open_checkpoint(parsed.checkpoint)
-        with cli.quiet_log("evaluate"):
-            rows = run_evaluation(
-                parsed.checkpoint,
-                data[0] if data else None,
-                itq=itq,
-                **vars(cli.shape_of(parsed)),
-            )
+        opened, shape = open_checkpoint(parsed.checkpoint), cli.shape_of(parsed)
+        with cli.quiet_log("evaluate") as console:
+            rows = _evaluate(opened, data[0] if data else None, itq, shape, console)
     if parsed.json:
         parsed.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")
     _print(rows)

@@ -1,7 +1,7 @@
 """The final job: the best setting on all seen classes of each data set, rated on the unseen."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from dsn_ray.evaluate import (
 )
 from dsn_ray.progress import training_progress
 from dsn_ray.runtime import Resources
-from dsn_ray.train import TrainingData, fit, kept_checkpoint
+from dsn_ray.train import TrainingData, fit, kept_checkpoint, on_this_machine
 
 PAPER: dict[tuple[str, int, str], tuple[float, float]] = {
     ("sketchy", 64, "real"): (0.484, 0.610),
@@ -38,6 +38,7 @@ class FinalResults:
     """The contents of `final.json`, in `final.unfinished.json` until all of them are there.
 
     Attributes:
+        setting: the best of the sweep; what is trained with it stays with it.
         rows: one per data set, seed, codes, protocol and metric.
         untrained: the same of the trunk before training, without seed and checkpoint.
         folder: where checkpoints are copied that a URL keeps.
@@ -49,6 +50,7 @@ class FinalResults:
         self.folder = path.parent / "final"
         found = next((file for file in (self._unfinished, path) if file.exists()), None)
         kept = json.loads(found.read_text(encoding="utf-8")) if found else {}
+        self.setting: dict[str, Any] | None = kept.get("setting")
         self.rows: list[Row] = kept.get("rows", [])
         self.untrained: list[Row] = kept.get("untrained", [])
 
@@ -58,7 +60,7 @@ class FinalResults:
 
     def save(self) -> None:
         """Writes what is there so far, whole or not at all."""
-        contents = {"rows": self.rows, "untrained": self.untrained}
+        contents = {"setting": self.setting, "rows": self.rows, "untrained": self.untrained}
         new = self._unfinished.with_suffix(".new")
         new.write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
         new.replace(self._unfinished)
@@ -70,7 +72,6 @@ class FinalResults:
 
 
 def final_job(
-    best: Mapping[str, Any],
     config: Config,
     datasets: Iterable[tuple[Shards, TrainingData]],
     seeds: int,
@@ -82,8 +83,7 @@ def final_job(
     """Trains and rates every data set with every seed; what `results` holds is not done again.
 
     Args:
-        best: the chosen setting.
-        config: the configuration with that setting.
+        config: the configuration with the chosen setting.
         datasets: shards and training data of each data set.
         seeds: trainings per data set, with seeds from `train.seed` on.
         resources: of each training.
@@ -112,7 +112,7 @@ def final_job(
                 trained = fit(
                     seeded, data, resources, storage, name, validate=False, callbacks=[callback]
                 )
-            checkpoint = _on_this_machine(
+            checkpoint = on_this_machine(
                 kept_checkpoint(trained, config), storage, results.folder / name
             )
             rows = evaluate_checkpoint(open_checkpoint(checkpoint), unseen, resources)
@@ -120,17 +120,10 @@ def final_job(
                 "dataset": shards.name,
                 "seed": seed,
                 "checkpoint": str(checkpoint),
-                "parameters": dict(best),
+                "parameters": results.setting,
             }
             results.rows += [{**row, **about} for row in rows]
             results.save()
-
-
-def _on_this_machine(checkpoint: Any, storage: str, folder: Path) -> Path:
-    """A checkpoint's folder; one that is kept at a URL is copied to the folder given."""
-    if "://" not in storage:
-        return Path(checkpoint.path)
-    return Path(checkpoint.to_directory(str(folder)))
 
 
 def final_table(results: FinalResults, shards: Iterable[Shards], random_weights: bool) -> Table:
@@ -138,6 +131,7 @@ def final_table(results: FinalResults, shards: Iterable[Shards], random_weights:
     table = Table(title="Unseen classes, mAP@all / Prec@100", title_justify="left")
     for column in ("data set", "codes", "protocol", "trained", "untrained", "paper"):
         table.add_column(column)
+    mark = " (random weights)" if random_weights else ""
     for data in shards:
         for codes in ("real", "binary"):
             for protocol in ("published", "standard"):
@@ -147,8 +141,8 @@ def final_table(results: FinalResults, shards: Iterable[Shards], random_weights:
                     data.name,
                     codes,
                     protocol,
-                    _pair(mine) + (" (random weights)" if random_weights else ""),
-                    _pair(before),
+                    _pair(mine) + mark * any(mine.values()),
+                    _pair(before) + mark * any(before.values()),
                     _paper(data, mine, codes, protocol),
                 )
     notes = ["untrained: the backbone's pooled features, all of their dimensions"]

@@ -59,6 +59,11 @@ class Resources:
         return {name: amount for name, amount in bundle.items() if amount > 0}
 
     @property
+    def device(self) -> str:
+        """What a worker computes on, as torch calls it."""
+        return "cuda" if self.gpus_per_worker else "cpu"
+
+    @property
     def threads(self) -> int:
         """Torch threads of a worker."""
         return max(1, int(self.cpus_per_worker))

@@ -135,6 +135,8 @@ class Space(Section):
                 value for each parameter.
         """
         config.with_settings(self.set, f"{where}: set")
+        for name in self.set.keys() & self.parameters.keys():
+            raise UserError(f"{where}: {name} stands under both set and parameters; choose one.")
         for name, parameter in self.parameters.items():
             if name in _PREPARED_ONCE:
                 raise UserError(

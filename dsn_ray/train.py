@@ -1,13 +1,15 @@
 """One training run: data-parallel over Ray Train workers, fed by Ray Data.
 
 Examples:
-    python -m dsn_ray.train --data openmoji-nature --set train.epochs=3
+    python -m dsn_ray.train --data openmoji-nature --set train.epochs=3 --name first
+    python -m dsn_ray.train --name first --resume
 """
 
 import argparse
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,36 +57,56 @@ class TrainingData:
     weights: "ray.ObjectRef[ImagenetWeights | None]"
 
 
-def load_training_data(shards: "Shards", root: Path | None, config: Config) -> TrainingData:
+def load_training_data(
+    found: "Source | Shards", root: Path | None, config: Config, console: "Console"
+) -> "tuple[Shards, TrainingData]":
     """Puts a data set into the object store: pictures, teacher's logits, mask and weights.
 
+    Args:
+        found: the data set; raw pictures are prepared into the user's cache, once.
+        root: where it was read from; None for the embedded ones.
+        config: decides what is loaded.
+        console: says what the data set holds, and what is wrong with it.
+
     Raises:
-        UserError: If the backbone's weights are missing.
+        UserError: If the data or the backbone's weights cannot be used.
     """
     import ray
 
     from dsn_ray.data.semantics import mask_rows
+    from dsn_ray.data.shards import open_shards
     from dsn_ray.data.stream import load_pictures
     from dsn_ray.data.teaching import teacher_logits
     from dsn_ray.model import imagenet_weights
 
-    weights = imagenet_weights(config.network.backbone, config.network.weights)
-    stored = config.data.teacher_sees == "stored"
-    mask_file = Path(config.data.semantics) if config.data.semantics else None
+    started = time.monotonic()
+    with console.status(f"{found.name}: preparing pictures and the teacher's logits"):
+        shards = open_shards(found)
+        weights = imagenet_weights(config.network.backbone, config.network.weights)
+        stored = config.data.teacher_sees == "stored"
+        mask_file = Path(config.data.semantics) if config.data.semantics else None
 
-    def pictures(domain: "Domain", judged: bool) -> "Pictures":
-        logits = teacher_logits(shards, config, domain) if judged else None
-        return load_pictures(shards, "seen", domain, config.data.px, logits)
+        def pictures(domain: "Domain", judged: bool) -> "Pictures":
+            logits = teacher_logits(shards, config, domain) if judged else None
+            return load_pictures(shards, "seen", domain, config.data.px, logits)
 
-    return TrainingData(
-        name=shards.name,
-        root=None if root is None else str(root),
-        seen_classes=shards.seen_classes,
-        sketches=pictures("sketch", stored and config.loss.distilled == "all"),
-        photos=pictures("photo", stored),
-        mask=mask_rows(shards.semantics, shards.seen_classes, mask_file),
-        weights=ray.put(weights),
-    )
+        data = TrainingData(
+            name=shards.name,
+            root=None if root is None else str(root),
+            seen_classes=shards.seen_classes,
+            sketches=pictures("sketch", stored and config.loss.distilled == "all"),
+            photos=pictures("photo", stored),
+            mask=mask_rows(shards.semantics, shards.seen_classes, mask_file),
+            weights=ray.put(weights),
+        )
+    note = ""
+    if without := int((~data.mask.any(axis=1)).sum()):
+        note = (
+            f"; ImageNet has nothing like {without} of {len(data.mask)} seen classes, whose "
+            "semantic mask is empty"
+        )
+    console.print(f"{shards}{note} ({time.monotonic() - started:.0f} s)", soft_wrap=True)
+    return shards, data
 
 
 def fit(
@@ -119,7 +141,7 @@ def fit(
 
     from dsn_ray.worker import SEEN, training_loop
 
-    check_fits(config, data.seen_classes, resources.workers)
+    check_fits(config, data.seen_classes, resources.workers, validate=validate)
     trainer = TorchTrainer(
         training_loop,
         train_loop_config={
@@ -128,7 +150,8 @@ def fit(
             "threads": resources.threads,
             "validate": validate,
         },
-        torch_config=TorchConfig(backend=None if resources.gpus_per_worker else "gloo"),
+        # NCCL refuses two workers on one GPU.
+        torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker >= 1 else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=resources.workers,
             use_gpu=resources.gpus_per_worker > 0,
@@ -169,8 +192,23 @@ def kept_checkpoint(result: "ray.train.Result", config: Config) -> "ray.train.Ch
     return chosen
 
 
-def check_fits(config: Config, seen_classes: Sequence[str], workers: int) -> None:
+def on_this_machine(checkpoint: "ray.train.Checkpoint", storage: str, folder: Path) -> Path:
+    """A checkpoint's folder; one that is kept at a URL is copied to the folder given."""
+    if "://" not in storage:
+        return Path(checkpoint.path)
+    return Path(checkpoint.to_directory(str(folder)))
+
+
+def check_fits(
+    config: Config, seen_classes: Sequence[str], workers: int, *, validate: bool
+) -> None:
     """Checks what no single setting shows.
+
+    Args:
+        config: the training.
+        seen_classes: of the data set.
+        workers: that share each batch.
+        validate: whether the validation classes are held out.
 
     Raises:
         UserError: If a batch does not divide among the workers, or too few classes would be left.
@@ -182,6 +220,10 @@ def check_fits(config: Config, seen_classes: Sequence[str], workers: int) -> Non
                 f"data.{key}={size} cannot be shared equally among {workers} workers; "
                 f"choose a multiple of {workers}."
             )
+    if not validate:
+        if len(seen_classes) < 2:
+            raise UserError(f"{len(seen_classes)} seen classes are too few; 2 are needed.")
+        return
     left = len(seen_classes) - config.data.validation_classes
     if left < 2:
         raise UserError(
@@ -191,16 +233,48 @@ def check_fits(config: Config, seen_classes: Sequence[str], workers: int) -> Non
         )
 
 
+@dataclass(frozen=True)
+class Training:
+    """A training as it was asked for.
+
+    Attributes:
+        config: the training.
+        data: name and folder of the data set.
+    """
+
+    config: Config
+    data: tuple[str, Path | None]
+
+    def tree(self) -> dict[str, Any]:
+        """What `config.yaml` holds."""
+        name, root = self.data
+        return {
+            "data": {name: None if root is None else str(root)},
+            "config": self.config.model_dump(mode="json"),
+        }
+
+    @classmethod
+    def parse(cls, tree: Any) -> "Training":
+        """From what `tree` gave."""
+        ((name, root),) = tree["data"].items()
+        return cls(Config.model_validate(tree["config"]), (name, Path(root) if root else None))
+
+
 def run_training(
-    config: Config, data: tuple[str, Path | None], *, name: str, storage: Path | str, **shape: Any
+    config: Config,
+    data: tuple[str, Path | None],
+    *,
+    name: str,
+    storage: str | None = None,
+    **shape: Any,
 ) -> Path:
     """Trains once, on all seen classes of a data set.
 
     Args:
         config: the training.
         data: name and folder of the data set.
-        name: of the run; one of the same name below the same storage is gone on with.
-        storage: folder or URL for checkpoints.
+        name: of the run.
+        storage: folder or URL that holds runs; None for `runs` in the working folder.
         shape: fields of `dsn_ray.runtime.Shape`.
 
     Returns:
@@ -209,39 +283,51 @@ def run_training(
     Raises:
         UserError: If something given cannot be used.
     """
-    from rich.console import Console
-
-    from dsn_ray.data.shards import locate
     from dsn_ray.runtime import Shape
 
-    found = locate(*data)
-    return _train(config, found, data[1], name, str(storage), Shape(**shape), Console(stderr=True))
+    with cli.run_folder(name, name, storage) as run:
+        training = Training(config, data)
+        cli.save_settings(training, run)
+        return _run(training, run, Shape(**shape))
 
 
-def _train(
-    config: Config,
-    found: "Source | Shards",
-    root: Path | None,
-    name: str,
-    storage: str,
-    shape: "Shape",
-    console: "Console",
-) -> Path:
-    from dsn_ray.data.shards import open_shards
+def _run(training: Training, run: cli.Run, shape: "Shape") -> Path:
+    """Runs or resumes a training in its folder."""
+    from dsn_ray.data.shards import locate
     from dsn_ray.progress import training_progress
     from dsn_ray.runtime import allot, ray_cluster, refuse_local_storage_on_many_nodes
 
-    with ray_cluster() as dashboard:
-        console.print(f"Ray dashboard: {dashboard}", soft_wrap=True)
-        resources = allot(shape, console)
-        refuse_local_storage_on_many_nodes(storage)
-        console.print(f"Running {resources}.")
-        data = load_training_data(open_shards(found), root, config)
-        with training_progress(console, data.name, config.train.epochs) as callback:
-            result = fit(
-                config, data, resources, storage, name, validate=False, callbacks=[callback]
-            )
-    return Path(kept_checkpoint(result, config).path)
+    config, (name, root) = training.config, training.data
+    found = locate(name, root)
+    check_fits(config, found.seen_classes, shape.workers or 1, validate=False)
+    with cli.quiet_log("ray", run.folder) as console:
+        try:
+            with ray_cluster() as dashboard:
+                console.print(f"Ray dashboard: {dashboard}", soft_wrap=True)
+                resources = allot(shape, console)
+                refuse_local_storage_on_many_nodes(run.storage)
+                console.print(f"Running {resources}.")
+                _, data = load_training_data(found, root, config, console)
+                with training_progress(console, data.name, config.train.epochs) as callback:
+                    result = fit(
+                        config,
+                        data,
+                        resources,
+                        run.storage,
+                        "training",
+                        validate=False,
+                        callbacks=[callback],
+                    )
+                folder = on_this_machine(
+                    kept_checkpoint(result, config), run.storage, run.folder / "checkpoint"
+                )
+        except KeyboardInterrupt:
+            again = f"Go on with: python -m dsn_ray.train --resume {run.options}"
+            raise cli.Interrupted(again) from None
+        if config.network.weights == "none":
+            console.print(cli.RANDOM_WEIGHTS)
+        console.print(str(folder), soft_wrap=True)
+    return folder
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -253,26 +339,28 @@ def _arguments() -> argparse.ArgumentParser:
     return parser
 
 
-@cli.command
-def main(arguments: list[str] | None) -> None:
-    """Runs the command."""
-    from dsn_ray.data.shards import locate
-
-    parsed = _arguments().parse_args(arguments)
-    shape = cli.shape_of(parsed)
+def _asked(parsed: argparse.Namespace) -> Training:
     data = cli.parse_data(parsed.data) or [("openmoji-nature", None)]
     if len(data) > 1:
         raise UserError("--data: train takes one data set at a time.")
     ((name, root),) = data
-    config = cli.config_of(parsed, embedded=root is None)
-    found = locate(name, root)
-    check_fits(config, found.seen_classes, shape.workers or 1)
-    with (
-        cli.run_folder(parsed.name, name.replace(":", "-"), parsed.storage) as run,
-        cli.quiet_log("ray", run.folder) as console,
-    ):
-        checkpoint = _train(config, found, root, "training", run.storage, shape, console)
-        console.print(str(checkpoint), soft_wrap=True)
+    return Training(cli.config_of(parsed, embedded=root is None), (name, root))
+
+
+@cli.command
+def main(arguments: list[str] | None) -> None:
+    """Runs the command."""
+    parsed = _arguments().parse_args(arguments)
+    shape = cli.shape_of(parsed)
+    if parsed.resume:
+        run, training = cli.resumed(parsed, Training.parse, lambda: _asked(parsed))
+        _run(training, run, shape)
+        return
+    training = _asked(parsed)
+    stem = training.data[0].replace(":", "-")
+    with cli.run_folder(parsed.name, stem, parsed.storage) as run:
+        cli.save_settings(training, run)
+        _run(training, run, shape)
 
 
 if __name__ == "__main__":

@@ -10,24 +10,19 @@ Examples:
 import argparse
 import math
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from dsn_ray import cli
-from dsn_ray.config import DEMONSTRATION, Config, load_yaml
+from dsn_ray.config import DEMONSTRATION, Config, parse_settings
 from dsn_ray.errors import UserError
 from dsn_ray.space import Space, describe, load_space
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dsn_ray.data.catalog import Source
-    from dsn_ray.data.shards import Shards
     from dsn_ray.runtime import Resources, Shape
     from dsn_ray.train import TrainingData
 
@@ -63,38 +58,26 @@ class Sweep:
     trials: int
     seeds: int
 
-    def save(self, path: Path) -> None:
-        """Writes `config.yaml`, from which the run can be resumed."""
-        tree = {
+    def tree(self) -> dict[str, Any]:
+        """What `config.yaml` holds."""
+        return {
             "data": {name: None if root is None else str(root) for name, root in self.data},
             "trials": self.trials,
             "seeds": self.seeds,
             "config": self.config.model_dump(mode="json"),
             "space": self.space.model_dump(mode="json"),
         }
-        text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
-        path.write_text(text, encoding="utf-8")
 
     @classmethod
-    def load(cls, path: Path) -> "Sweep":
-        """Reads `config.yaml` of an earlier run.
-
-        Raises:
-            UserError: If there is none or it is broken.
-        """
-        if not path.exists():
-            raise UserError(f"--resume: {path.parent} is not the folder of a run.")
-        tree = load_yaml(path)
-        try:
-            return cls(
-                space=Space.model_validate(tree["space"]),
-                config=Config.model_validate(tree["config"]),
-                data=tuple((n, Path(root) if root else None) for n, root in tree["data"].items()),
-                trials=tree["trials"],
-                seeds=tree["seeds"],
-            )
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise UserError(f"{path} is broken, so this run cannot be resumed.") from None
+    def parse(cls, tree: Any) -> "Sweep":
+        """From what `tree` gave."""
+        return cls(
+            space=Space.model_validate(tree["space"]),
+            config=Config.model_validate(tree["config"]),
+            data=tuple((n, Path(root) if root else None) for n, root in tree["data"].items()),
+            trials=tree["trials"],
+            seeds=tree["seeds"],
+        )
 
 
 def run_sweep(
@@ -130,7 +113,8 @@ def run_sweep(
     base = base.with_settings(space.set)
     sweep = Sweep(space, base, tuple(data), space.budget.trials, seeds)
     with cli.run_folder(name, name, storage) as run:
-        _run(sweep, run, Shape(**shape), resume=False)
+        cli.save_settings(sweep, run)
+        _run(sweep, run, Shape(**shape))
     return run.folder
 
 
@@ -138,28 +122,25 @@ def _is_embedded(data: Sequence[Data]) -> bool:
     return all(root is None for _, root in data)
 
 
-def _run(sweep: Sweep, run: cli.Run, shape: "Shape", *, resume: bool) -> None:
+def _run(sweep: Sweep, run: cli.Run, shape: "Shape") -> None:
     """Runs or resumes a sweep in its folder."""
     from dsn_ray.data.shards import locate
     from dsn_ray.final import FinalResults, final_job, final_table
     from dsn_ray.model import imagenet_weights
     from dsn_ray.runtime import allot, ray_cluster, refuse_local_storage_on_many_nodes
-    from dsn_ray.train import check_fits
+    from dsn_ray.train import check_fits, load_training_data
 
     found = [locate(name, root) for name, root in sweep.data]
     for data in found:
-        check_fits(sweep.config, data.seen_classes, shape.workers or 1)
+        check_fits(sweep.config, data.seen_classes, shape.workers or 1, validate=data is found[0])
     imagenet_weights(sweep.config.network.backbone, sweep.config.network.weights)
-    if not resume:
-        sweep.save(run.folder / "config.yaml")
     random_weights = sweep.config.network.weights == "none"
     with cli.quiet_log("ray", run.folder) as console:
         try:
             with ray_cluster() as dashboard:
                 console.print(f"Ray dashboard: {dashboard}", soft_wrap=True)
                 resources = allot(shape, console)
-                for data in found:
-                    check_fits(sweep.config, data.seen_classes, resources.workers)
+                check_fits(sweep.config, found[0].seen_classes, resources.workers, validate=True)
                 refuse_local_storage_on_many_nodes(run.storage)
                 console.print(f"Running {resources}.")
                 if _is_embedded(sweep.data):
@@ -169,18 +150,19 @@ def _run(sweep: Sweep, run: cli.Run, shape: "Shape", *, resume: bool) -> None:
                         soft_wrap=True,
                     )
                 if random_weights:
-                    console.print("Random weights: these numbers say nothing about the method.")
+                    console.print(cli.RANDOM_WEIGHTS)
                 roots = [root for _, root in sweep.data]
                 datasets = [
-                    _load(data, root, sweep.config, console)
+                    load_training_data(data, root, sweep.config, console)
                     for data, root in zip(found, roots, strict=True)
                 ]
-                best = _search(sweep, run, datasets[0][1], resources, console)
-                console.print(f"Best setting: {describe(best)}")
                 results = FinalResults(run.folder / "final.json")
+                if results.setting is None:
+                    results.setting = _search(sweep, run, datasets[0][1], resources, console)
+                    results.save()
+                console.print(f"Best setting: {describe(results.setting)}")
                 final_job(
-                    best,
-                    sweep.config.with_settings(best),
+                    sweep.config.with_settings(results.setting),
                     datasets,
                     sweep.seeds,
                     resources,
@@ -194,32 +176,6 @@ def _run(sweep: Sweep, run: cli.Run, shape: "Shape", *, resume: bool) -> None:
             raise cli.Interrupted(again) from None
         console.print(final_table(results, [shards for shards, _ in datasets], random_weights))
         console.print(str(run.folder), soft_wrap=True)
-
-
-def _load(
-    found: "Source | Shards", root: Path | None, config: Config, console: "Console"
-) -> "tuple[Shards, TrainingData]":
-    from dsn_ray.data.shards import open_shards
-    from dsn_ray.train import load_training_data
-
-    started = time.monotonic()
-    with console.status(f"{found.name}: preparing pictures and the teacher's logits"):
-        shards = open_shards(found)
-        data = load_training_data(shards, root, config)
-    counts = ", ".join(f"{count} {key}" for key, count in shards.counts.items() if count)
-    note = ""
-    if shards.rejected:
-        listed = shards.directory / "rejected.jsonl"
-        note += f"; {shards.rejected} pictures did not decode, see {listed}"
-    if without := int((~data.mask.any(axis=1)).sum()):
-        note += (
-            f"; ImageNet has nothing like {without} of {len(data.mask)} seen classes, whose "
-            "semantic mask is empty"
-        )
-    console.print(
-        f"{found.name}: {counts}{note} ({time.monotonic() - started:.0f} s)", soft_wrap=True
-    )
-    return shards, data
 
 
 def _search(
@@ -308,12 +264,29 @@ def _arguments() -> argparse.ArgumentParser:
     cli.add_data_argument(parser)
     cli.add_config_arguments(parser)
     parser.add_argument("--trials", type=int, metavar="N", help="instead of the space's budget")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="of the final job (1)")
+    parser.add_argument("--seeds", type=int, metavar="N", help="of the final job (1)")
     cli.add_run_arguments(parser)
-    parser.add_argument("--resume", action="store_true", help="go on with the run of that name")
     parser.add_argument("--smoke-test", action="store_true", help="seconds per trial")
     cli.add_shape_arguments(parser)
     return parser
+
+
+def _asked(parsed: argparse.Namespace) -> Sweep:
+    if parsed.space is None:
+        raise UserError("--space is needed, as in --space search_spaces/lambdas.yaml.")
+    space = load_space(parsed.space)
+    for name in parse_settings(parsed.settings):
+        if name in space.parameters:
+            raise UserError(f"--set {name}: {parsed.space} varies it; take it out of there first.")
+    data = tuple(cli.parse_data(parsed.data)) or EMBEDDED
+    embedded = _is_embedded(data)
+    config = cli.config_of(
+        parsed, embedded, {**space.set, **(SMOKE_TEST if parsed.smoke_test else {})}
+    )
+    trials = parsed.trials or (SMOKE_TRIALS if parsed.smoke_test else space.budget.trials)
+    if embedded and parsed.trials is None:
+        trials = min(trials, EMBEDDED_TRIALS)
+    return Sweep(space, config, data, trials, parsed.seeds or 1)
 
 
 @cli.command
@@ -326,25 +299,13 @@ def main(arguments: list[str] | None) -> None:
         if value is not None and value < 1:
             raise UserError(f"--{option} {value}: at least 1 is needed.")
     if parsed.resume:
-        if parsed.name is None:
-            raise UserError("--resume needs --name, the run to go on with.")
-        run = cli.find_run(parsed.name, parsed.storage)
-        _run(Sweep.load(run.folder / "config.yaml"), run, shape, resume=True)
+        run, sweep = cli.resumed(parsed, Sweep.parse, lambda: _asked(parsed))
+        _run(sweep, run, shape)
         return
-    if parsed.space is None:
-        raise UserError("--space is needed, as in --space search_spaces/lambdas.yaml.")
-    space = load_space(parsed.space)
-    data = tuple(cli.parse_data(parsed.data)) or EMBEDDED
-    embedded = _is_embedded(data)
-    config = cli.config_of(
-        parsed, embedded, {**space.set, **(SMOKE_TEST if parsed.smoke_test else {})}
-    )
-    trials = parsed.trials or (SMOKE_TRIALS if parsed.smoke_test else space.budget.trials)
-    if embedded and parsed.trials is None:
-        trials = min(trials, EMBEDDED_TRIALS)
-    sweep = Sweep(space, config, data, trials, parsed.seeds)
+    sweep = _asked(parsed)
     with cli.run_folder(parsed.name, parsed.space.stem, parsed.storage) as run:
-        _run(sweep, run, shape, resume=False)
+        cli.save_settings(sweep, run)
+        _run(sweep, run, shape)
 
 
 if __name__ == "__main__":

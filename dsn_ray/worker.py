@@ -1,6 +1,7 @@
 """What every Ray Train worker runs: its part of each batch, validation, checkpoints."""
 
 import json
+import math
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
@@ -157,10 +158,13 @@ def _map_of(
         rank: this worker.
         world: the number of workers.
         which: codes and protocol.
+
+    Returns:
+        NaN where training has diverged and features are no numbers.
     """
     network.eval()
     device = next(network.parameters()).device
-    mine: list[Any] = []
+    mine: list[NDArray[np.float32]] = []
     for flag, (table, all_rows) in enumerate(sides):
         rows = all_rows[rank::world]
         features = [np.zeros((0, network.embedding.out_features), np.float32)]
@@ -168,15 +172,20 @@ def _map_of(
             for pictures, chosen in plain_batches(table, rows, 64):
                 is_photo = torch.full((len(chosen),), flag, device=device)
                 features.append(network.embed(pictures.to(device), is_photo).cpu().numpy())
-        mine += [np.concatenate(features), table.labels[rows]]
-    parts = [mine]
+        mine.append(np.concatenate(features))
+    parts: list[Any] = [mine]
     if world > 1:
-        gathered: list[Any] = [None] * world
-        dist.all_gather_object(gathered, mine)
-        parts = gathered
-    rated = evaluate_features(
-        *(np.concatenate(side) for side in zip(*parts, strict=True)), binary=which[0] == "binary"
-    )
+        parts = [None] * world
+        dist.all_gather_object(parts, mine)
+    arguments: list[Any] = []
+    for (table, all_rows), pieces in zip(sides, zip(*parts, strict=True), strict=True):
+        whole = np.empty((len(all_rows), pieces[0].shape[1]), np.float32)
+        for part, piece in enumerate(pieces):
+            whole[part::world] = piece
+        if not np.isfinite(whole).all():
+            return math.nan
+        arguments += [whole, table.labels[all_rows]]
+    rated = evaluate_features(*arguments, binary=which[0] == "binary")
     return next(
         row["value"]
         for row in rated

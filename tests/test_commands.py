@@ -77,6 +77,8 @@ def test_a_sweep_from_start_to_table(here, attached, drawings, capfd):
     assert set(about["classes"]) == {"circle", "square", "triangle", "cross", "ladder"}
     assert yaml.safe_load((run / "config.yaml").read_text())["trials"] == 2
 
+    assert tune.main([*arguments, "--name", "first", "--resume", "--set", "loss.tau=0.2"]) == 2
+    assert "disagree on config.loss.tau (0.07, now 0.2)" in capfd.readouterr().err
     before = (run / "final.json").read_bytes()
     assert tune.main([*arguments, "--name", "first"]) == 2
     assert "exists already" in capfd.readouterr().err
@@ -154,6 +156,14 @@ def bad_inputs(drawings):
         "unwritable": ([*space, *data, "--storage", "/dev/null/x"], "cannot be written to"),
         "nothing to resume": (["--resume", "--name", "none"], "is not the folder of a run"),
         "resume what": (["--resume"], "--resume needs --name"),
+        "set what varies": (
+            [*space, *data, "--set", "memory.k=3"],
+            "--set memory.k: space.yaml varies it",
+        ),
+        "a place that is no place": (
+            [*space, *data, "--storage", "no://where"],
+            "--storage no://where/",
+        ),
     }
 
 

@@ -113,6 +113,9 @@ def test_a_file_may_hold_some_sections(tmp_path):
     assert load_config(path).loss.lambda1 == 0.3
     path.write_text("")
     assert load_config(path) == Config()
+    base = Config().with_settings({"loss.lambda1": 0.5, "loss.tau": 0.5})
+    path.write_text("loss: {lambda1: 0.3}\n")
+    assert load_config(path, base).loss == base.loss.model_copy(update={"lambda1": 0.3})
 
 
 @pytest.mark.parametrize(
@@ -122,6 +125,8 @@ def test_a_file_may_hold_some_sections(tmp_path):
         ("los: {}", "los is not a known key; allowed are network, loss"),
         ("loss: [1", "line 1: this is not valid YAML"),
         ("- 1", "the whole file"),
+        ("augment: {scale_range: [0, 0]}", "scale_range: two numbers above 0 are needed"),
+        ("augment: {scale_range: [2, 1]}", "the least first"),
         ("loss: {tau: -1}", "loss.tau: input should be greater than 0 (given: -1)"),
     ],
 )

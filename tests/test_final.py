@@ -71,13 +71,19 @@ def test_a_gallery_too_small_and_random_weights_are_marked(tmp_path):
 
 def test_what_is_saved_is_found_again_and_written_whole(tmp_path):
     results = results_with(tmp_path, rows("x", 0.2, seed=3))
+    results.setting = {"loss.tau": 0.1}
     results.save()
     again = FinalResults(tmp_path / "final.json")
     assert again.rows == results.rows
+    assert again.setting == {"loss.tau": 0.1}
     assert again.has("x", 3)
     assert not again.has("x", 0)
     assert not (tmp_path / "final.json").exists()
     again.finish()
     assert [path.name for path in tmp_path.iterdir()] == ["final.json"]
     assert FinalResults(tmp_path / "final.json").has("x", 3)
-    assert set(json.loads((tmp_path / "final.json").read_text())) == {"rows", "untrained"}
+    assert set(json.loads((tmp_path / "final.json").read_text())) == {
+        "setting",
+        "rows",
+        "untrained",
+    }

@@ -187,6 +187,27 @@ def test_a_batch_without_a_teacher_is_named():
         make_learner().losses(make_batch()._replace(teacher_logits=None))
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(
+    ("sketches", "photos", "label"), [(8, 12, None), (0, 12, None), (8, 0, None), (1, 1, 0)]
+)
+def test_no_legal_batch_gives_a_loss_that_is_not_finite(autocast, sketches, photos, label):
+    batch = make_batch(sketches=sketches, photos=photos)
+    if label is not None:
+        batch.sketch_labels.fill_(label)
+        batch.photo_labels.fill_(label)
+    learner = make_learner()
+    learner.network.float()
+    learner.bank.float()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        for _ in range(2):
+            terms = learner.losses(batch)
+            assert all(torch.isfinite(term) for term in terms), terms
+    sum(terms).backward()
+    for parameter in learner.network.parameters():
+        assert parameter.grad is None or torch.isfinite(parameter.grad).all()
+
+
 def test_a_saved_learner_goes_on_as_if_nothing_had_happened(tmp_path):
     straight = make_learner()
     for seed in (1, 2, 3):

@@ -51,6 +51,18 @@ class Shards:
     counts: dict[str, int]
     rejected: int
 
+    def __str__(self) -> str:
+        """What it holds, on one line for people."""
+        from dsn_ray.data.catalog import EMBEDDED
+
+        counts = ", ".join(f"{count} {key}" for key, count in self.counts.items() if count)
+        embedded = " (embedded demonstration data)" if self.name in EMBEDDED else ""
+        lost = ""
+        if self.rejected:
+            listed = self.directory / "rejected.jsonl"
+            lost = f"; {self.rejected} pictures did not decode, see {listed}"
+        return f"{self.name}{embedded}: {counts}{lost}"
+
     def rows(self, split: Split, domain: Domain) -> "ray.data.Dataset":
         """The pictures of one split and domain, as Ray Data reads them from this machine."""
         import ray.data

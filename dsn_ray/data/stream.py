@@ -65,7 +65,9 @@ def load_pictures(
     px: int,
     teacher: "TeacherLogits | None" = None,
 ) -> Pictures:
-    """Reads pictures into the object store, decoded where a third of it can hold them.
+    """Reads pictures into the object store, decoded where a third of any node's can hold them.
+
+    A worker maps all of them, so that each node comes to hold a copy.
 
     Args:
         shards: the data set.
@@ -75,7 +77,9 @@ def load_pictures(
         teacher: logits of the pictures, added as the column `teacher`.
     """
     count = shards.counts[f"{split}/{domain}"]
-    store = ray.cluster_resources().get("object_store_memory", 0.0)
+    store = min(
+        node["Resources"].get("object_store_memory", 0.0) for node in ray.nodes() if node["Alive"]
+    )
     decoded = count * 3 * px * px < _SHARE_OF_STORE * store
     rows = shards.rows(split, domain).select_columns(["id", "label", "encoded"])
     rows = rows.rename_columns({"encoded": "picture"})

@@ -54,7 +54,11 @@ def _compute(
     rows = shards.rows("seen", domain).select_columns(["id", "encoded"])
     judged = rows.map_batches(
         _Judge,
-        fn_constructor_kwargs={"config": config, "weights": ray.put(weights)},
+        fn_constructor_kwargs={
+            "config": config,
+            "weights": ray.put(weights),
+            "device": "cuda" if on_gpu else "cpu",
+        },
         batch_size=_BATCH,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(
@@ -72,8 +76,10 @@ def _compute(
 class _Judge:
     """Decodes photos and asks the teacher."""
 
-    def __init__(self, config: Config, weights: "ray.ObjectRef[ImagenetWeights | None]") -> None:
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+    def __init__(
+        self, config: Config, weights: "ray.ObjectRef[ImagenetWeights | None]", device: str
+    ) -> None:
+        self.device = device
         self.px = config.data.teacher_px
         self.teacher = Teacher.from_config(config.network, ray.get(weights)).to(self.device)
         torch.set_num_threads(1)
