@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import yaml
 
 from dsn_ray.config import DEMONSTRATION, RECIPES, Config, load_config, load_yaml, parse_settings
-from dsn_ray.errors import UserError
+from dsn_ray.errors import UserError, innermost
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -237,14 +237,13 @@ def run_folder(name: str | None, stem: str, storage: str | None) -> Iterator[Run
 
 
 def _exists(place: str) -> bool:
-    from pyarrow import ArrowInvalid, fs
+    from dsn_ray.data.storage import Folder
 
     try:
-        filesystem, path = fs.FileSystem.from_uri(place)
-        return bool(filesystem.get_file_info(path).type != fs.FileType.NotFound)
-    except (OSError, ArrowInvalid) as error:
+        return Folder.at(place).exists()
+    except OSError as error:
         reason = str(error).splitlines()[0].rstrip(".")
-        raise UserError(f"--storage {place}: it cannot be read ({reason}).") from None
+        raise UserError(f"--storage {place}: it cannot be reached ({reason}).") from None
 
 
 class Asked(Protocol):
@@ -306,8 +305,8 @@ def _differences(kept: Any, asked: Any, name: str = "") -> Iterator[str]:
         yield f"{name} ({kept}, now {asked})"
 
 
-def parse_data(arguments: list[str]) -> list[tuple[str, Path | None]]:
-    """Names and folders of `--data`.
+def parse_data(arguments: list[str]) -> list[tuple[str, str | None]]:
+    """Names and places of `--data`.
 
     Raises:
         UserError: If one is malformed or given twice.
@@ -319,7 +318,7 @@ def parse_data(arguments: list[str]) -> list[tuple[str, Path | None]]:
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"--data {name} is given twice; label the second as folder:LABEL.")
-    return [(name, root and root.absolute()) for name, root in parsed]
+    return parsed
 
 
 def check_writable(folder: Path, where: str) -> None:
@@ -334,6 +333,19 @@ def check_writable(folder: Path, where: str) -> None:
             pass
     except OSError as error:
         raise UserError(f"{where} {folder}: cannot be written to ({error.strerror}).") from None
+
+
+def check_json(out: Path | None) -> None:
+    """Makes sure that the file of `--json` can be written, before the work begins.
+
+    Raises:
+        UserError: If not.
+    """
+    if out is None:
+        return
+    check_writable(out.parent, "--json")
+    if out.is_dir():
+        raise UserError(f"--json {out}: this is a folder; name a file.")
 
 
 @contextmanager
@@ -368,9 +380,7 @@ def quiet_log(name: str, folder: Path | None = None) -> "Iterator[Console]":
 
 def _first_line(error: BaseException) -> str:
     """What the innermost cause says: Ray wraps errors, and their text, several times."""
-    cause: Any = error
-    while getattr(cause, "cause", None) or cause.__cause__:
-        cause = getattr(cause, "cause", None) or cause.__cause__
+    cause = innermost(error)
     lines = [line for line in str(cause).splitlines() if line.strip()] or [""]
     if lines[0].startswith("Traceback"):
         return lines[-1]

@@ -48,7 +48,7 @@ class Checkpoint:
 
     directory: Path
     data: str
-    root: Path | None
+    root: str | None
     config: Config
     classes: tuple[str, ...]
 
@@ -74,7 +74,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
         return Checkpoint(
             directory=directory,
             data=about["data"],
-            root=Path(about["root"]) if about["root"] else None,
+            root=about["root"],
             config=Config.model_validate(about["config"]),
             classes=tuple(about["classes"]),
         )
@@ -268,7 +268,7 @@ class _Embedder:
 
 def run_evaluation(
     checkpoint: Path | str,
-    data: "tuple[str, Path | None] | None" = None,
+    data: "tuple[str, str | None] | None" = None,
     *,
     itq: Itq = PROTOCOLS_OWN,
     **shape: Any,
@@ -295,7 +295,7 @@ def run_evaluation(
 
 def _evaluate(
     opened: Checkpoint,
-    data: "tuple[str, Path | None] | None",
+    data: "tuple[str, str | None] | None",
     itq: Itq,
     shape: "Shape",
     console: "Console",
@@ -372,10 +372,7 @@ def _arguments() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None) -> None:
     """Runs the command."""
     parsed = _arguments().parse_args(arguments)
-    if parsed.json:
-        cli.check_writable(parsed.json.parent, "--json")
-        if parsed.json.is_dir():
-            raise UserError(f"--json {parsed.json}: this is a folder; name a file.")
+    cli.check_json(parsed.json)
     itq = Itq(parsed.itq, parsed.itq_fit)
     if parsed.features:
         rows = rate_features_file(parsed.features, itq)

@@ -58,7 +58,7 @@ class TrainingData:
 
 
 def load_training_data(
-    found: "Source | Shards", root: Path | None, config: Config, console: "Console"
+    found: "Source | Shards", root: str | None, config: Config, console: "Console"
 ) -> "tuple[Shards, TrainingData]":
     """Puts a data set into the object store: pictures, teacher's logits, mask and weights.
 
@@ -92,7 +92,7 @@ def load_training_data(
 
         data = TrainingData(
             name=shards.name,
-            root=None if root is None else str(root),
+            root=root,
             seen_classes=shards.seen_classes,
             sketches=pictures("sketch", stored and config.loss.distilled == "all"),
             photos=pictures("photo", stored),
@@ -239,30 +239,26 @@ class Training:
 
     Attributes:
         config: the training.
-        data: name and folder of the data set.
+        data: name and place of the data set.
     """
 
     config: Config
-    data: tuple[str, Path | None]
+    data: tuple[str, str | None]
 
     def tree(self) -> dict[str, Any]:
         """What `config.yaml` holds."""
-        name, root = self.data
-        return {
-            "data": {name: None if root is None else str(root)},
-            "config": self.config.model_dump(mode="json"),
-        }
+        return {"data": dict([self.data]), "config": self.config.model_dump(mode="json")}
 
     @classmethod
     def parse(cls, tree: Any) -> "Training":
         """From what `tree` gave."""
-        ((name, root),) = tree["data"].items()
-        return cls(Config.model_validate(tree["config"]), (name, Path(root) if root else None))
+        (data,) = tree["data"].items()
+        return cls(Config.model_validate(tree["config"]), data)
 
 
 def run_training(
     config: Config,
-    data: tuple[str, Path | None],
+    data: tuple[str, str | None],
     *,
     name: str,
     storage: str | None = None,

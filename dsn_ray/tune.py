@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dsn_ray.runtime import Resources, Shape
     from dsn_ray.train import TrainingData
 
-Data = tuple[str, Path | None]
+Data = tuple[str, str | None]
 EMBEDDED: tuple[Data, ...] = (("openmoji-nature", None), ("openmoji-things", None))
 EMBEDDED_TRIALS = 8
 SMOKE_TEST: dict[str, Any] = {
@@ -61,7 +61,7 @@ class Sweep:
     def tree(self) -> dict[str, Any]:
         """What `config.yaml` holds."""
         return {
-            "data": {name: None if root is None else str(root) for name, root in self.data},
+            "data": dict(self.data),
             "trials": self.trials,
             "seeds": self.seeds,
             "config": self.config.model_dump(mode="json"),
@@ -74,7 +74,7 @@ class Sweep:
         return cls(
             space=Space.model_validate(tree["space"]),
             config=Config.model_validate(tree["config"]),
-            data=tuple((n, Path(root) if root else None) for n, root in tree["data"].items()),
+            data=tuple(tree["data"].items()),
             trials=tree["trials"],
             seeds=tree["seeds"],
         )

@@ -73,6 +73,16 @@ def attached(ray_address, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", ray_address)
 
 
+@pytest.fixture
+def connected(ray_address):
+    """This process is a driver of the shared cluster."""
+    import ray
+
+    ray.init(address=ray_address, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
 @pytest.fixture(scope="session")
 def drawings(tmp_path_factory):
     """A data set in the `folder:` layout: eight shapes, filled as photos and outlined as sketches.

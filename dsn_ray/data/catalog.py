@@ -69,6 +69,10 @@ class Source:
     official: bool
     semantics: str
 
+    def classes_of(self, split: Split) -> tuple[str, ...]:
+        """The classes of a split, in the order of their labels."""
+        return self.unseen_classes if split == "unseen" else self.seen_classes
+
     def read(self, record: Record) -> bytes:
         """Return the encoded bytes of a picture.
 
@@ -111,8 +115,10 @@ OFFICIAL = ("sketchy", "sketchy:zeroshot2", "tuberlin", "quickdraw")
 KNOWN = (*OFFICIAL, *EMBEDDED, "folder:LABEL")
 
 
-def parse_data_argument(text: str) -> tuple[str, Path | None]:
-    """Split what a user typed, `NAME=DIR` or the NAME of an embedded set, into name and folder.
+def parse_data_argument(text: str) -> tuple[str, str | None]:
+    """Split what a user typed, `NAME=DIR` or the NAME of an embedded set, into name and place.
+
+    The place is an absolute path, or a URL as it was given.
 
     Raises:
         DataError: the name is not known, or nothing follows the '='.
@@ -121,16 +127,24 @@ def parse_data_argument(text: str) -> tuple[str, Path | None]:
     _check_name(name)
     if equals and not folder:
         raise DataError(f"{text!r} names no folder after the '='; write {name}=DIR.")
-    return name, Path(folder).expanduser() if folder else None
+    if not folder or "://" in folder:
+        return name, folder or None
+    return name, str(Path(folder).expanduser().absolute())
 
 
-def open_source(name: str, root: Path | None = None, unseen: RandomUnseen | None = None) -> Source:
+def open_source(
+    name: str,
+    root: Path | None = None,
+    unseen: RandomUnseen | None = None,
+    missing: list[Record] | None = None,
+) -> Source:
     """Open a data set and check that every picture it names is there.
 
     Args:
         name: one of `KNOWN`.
         root: the folder of the data set; None for an embedded one.
         unseen: how the unseen classes of a folder without `unseen.txt` are chosen.
+        missing: gains the pictures that lists name and that are not there; None if all must be.
 
     Raises:
         DataError: the name, the folder, a list or a picture is not as it should be; the message
@@ -149,7 +163,7 @@ def open_source(name: str, root: Path | None = None, unseen: RandomUnseen | None
     if name in OFFICIAL:
         from dsn_ray.data.official import open_official
 
-        return open_official(name, root)
+        return open_official(name, root, missing)
     from dsn_ray.data.folders import open_folder
 
     return open_folder(name, root, unseen)

@@ -77,6 +77,14 @@ class Published:
     classes: tuple[int, int]
     semantics: str
 
+    def class_names(self) -> list[str]:
+        """The classes of the split, seen and then unseen, as class folders are called."""
+        return [
+            line
+            for part in ("seen", "unseen")
+            for _, line in read_lines(SPLITS / f"{self.split}_{part}.txt")
+        ]
+
 
 _SKETCHY_LAYOUTS = (
     Layout(
@@ -145,12 +153,13 @@ PUBLISHED = {
 }
 
 
-def open_official(name: str, root: Path) -> Source:
+def open_official(name: str, root: Path, missing: list[Record] | None = None) -> Source:
     """Open a copy of a published data set.
 
     Args:
         name: a key of `PUBLISHED`.
         root: its folder.
+        missing: gains the pictures that lists name and that are not there; None if all must be.
 
     Raises:
         DataError: folders are missing, or a list or a picture is not as it should be.
@@ -158,7 +167,7 @@ def open_official(name: str, root: Path) -> Source:
     published = PUBLISHED[name]
     layout = _layout_of(name, root, published)
     if published.listings and (root / published.lists).is_dir():
-        return _open_listed(name, root, published, layout)
+        return _open_listed(name, root, published, layout, missing)
     return _open_unlisted(name, root, published, layout)
 
 
@@ -171,7 +180,9 @@ def _layout_of(name: str, root: Path, published: Published) -> Layout:
     raise AssertionError("one of the folders is missing")
 
 
-def _open_listed(name: str, root: Path, published: Published, layout: Layout) -> Source:
+def _open_listed(
+    name: str, root: Path, published: Published, layout: Layout, missing: list[Record] | None
+) -> Source:
     lists = root / published.lists
     seen = _read_classes(lists / "cname_cid.txt")
     unseen = _read_classes(lists / "cname_cid_zero.txt")
@@ -181,10 +192,16 @@ def _open_listed(name: str, root: Path, published: Published, layout: Layout) ->
     for listing in published.listings:
         file = lists / listing.file
         classes = unseen if listing.split == "unseen" else seen
-        pairs = _read_list(root, file, classes)
-        if not pairs and not listing.may_be_missing:
+        pairs, lost = _read_list(root, file, classes)
+        if lost and missing is None:
+            names = some([path for path, _ in lost])
+            raise DataError(f"{file} names {len(lost)} pictures not in {root}: {names}.")
+        if missing is not None:
+            missing += [Record(path, of, listing.domain, listing.split) for path, of in lost]
+        if not pairs and not lost and not listing.may_be_missing:
             raise DataError(f"The list {file} is missing or empty.")
-        pairs = pairs or pictures_of(root, layout.folders(listing.domain)[0], classes)
+        if not pairs and not lost:
+            pairs = pictures_of(root, layout.folders(listing.domain)[0], classes)
         records += [Record(path, of, listing.domain, listing.split) for path, of in pairs]
     counts = Counter((record.domain, record.split) for record in records)
     official = (len(seen), len(unseen)) == published.classes and all(
@@ -220,8 +237,13 @@ def _open_unlisted(name: str, root: Path, published: Published, layout: Layout) 
     return Source(name, root, tuple(records), seen, unseen, False, published.semantics)
 
 
-def _read_list(root: Path, file: Path, classes: Sequence[str]) -> list[tuple[str, str]]:
-    """Read lines `<path> <class id>` as (path, class), and check that the pictures are there."""
+def _read_list(
+    root: Path, file: Path, classes: Sequence[str]
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Read lines `<path> <class id>` as (path, class): first those whose picture is there.
+
+    The others are given once each, however often the list repeats them.
+    """
     pairs = []
     for number, path, label in _read_id_lines(file):
         if "\0" in path or not {"", ".", ".."}.isdisjoint(path.split("/")):
@@ -231,16 +253,16 @@ def _read_list(root: Path, file: Path, classes: Sequence[str]) -> list[tuple[str
             raise DataError(f"{file}, line {number}: id {label} is {owner}, unlike {path!r}.")
         pairs.append((path, classes[label]))
     present: dict[str, set[str]] = {}
-    missing = []
-    for path in dict.fromkeys(path for path, _ in pairs):
+    there, lost = [], {}
+    for path, of in pairs:
         folder, _, name = path.rpartition("/")
         if folder not in present:
             present[folder] = file_names(root / folder)
-        if name not in present[folder]:
-            missing.append(path)
-    if missing:
-        raise DataError(f"{file} names {len(missing)} pictures not in {root}: {some(missing)}.")
-    return pairs
+        if name in present[folder]:
+            there.append((path, of))
+        else:
+            lost[path] = of
+    return there, list(lost.items())
 
 
 def _read_classes(file: Path) -> tuple[str, ...]:

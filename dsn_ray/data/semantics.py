@@ -93,6 +93,24 @@ def openmoji_synsets() -> dict[str, tuple[str, ...]]:
     }
 
 
+def known_to_imagenet(source_semantics: str) -> frozenset[str] | None:
+    """Return the classes that are ImageNet classes themselves, or kinds or superclasses of one.
+
+    A backbone that ImageNet has taught knows these, so that as unseen classes they are not quite
+    unseen. The list was made with WordNet 3.0 from the synsets behind the published masks.
+
+    Args:
+        source_semantics: `Source.semantics`.
+
+    Returns:
+        Their names, or None where nobody has looked them up.
+    """
+    lines = (FILES / "known_to_imagenet.tsv").read_text("utf-8").splitlines()[1:]
+    rows = [line.split("\t") for line in lines]
+    known = frozenset(name for semantics, name in rows if semantics == source_semantics)
+    return known or None
+
+
 def look_up(names: Sequence[str], wordnet_folder: Path) -> dict[str, tuple[str, ...]]:
     """Find the WordNet id of each class's most frequent sense as a noun.
 

@@ -1,8 +1,5 @@
 """The teacher's logits of a data set's seen pictures, computed once and kept beside the shards."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,7 +8,7 @@ import ray.data
 import torch
 
 from dsn_ray.config import Config
-from dsn_ray.data.catalog import Domain
+from dsn_ray.data.catalog import DataError, Domain
 from dsn_ray.data.shards import Shards
 from dsn_ray.data.stream import TeacherLogits
 from dsn_ray.data.views import decode
@@ -34,20 +31,20 @@ def teacher_logits(shards: Shards, config: Config, domain: Domain) -> TeacherLog
         domain: sketches or photos.
 
     Raises:
-        UserError: If the backbone's weights are missing.
+        UserError: If the backbone's weights are missing, or the shard folder cannot be written.
     """
     weights = imagenet_weights(config.network.backbone, config.network.weights)
     which = weights.digest[:16] if weights else f"random-{config.network.backbone}"
-    kept = shards.directory / f"teacher-{domain}-{which}-{config.data.teacher_px}.parquet"
-    if not kept.exists():
+    kept = f"teacher-{domain}-{which}-{config.data.teacher_px}.parquet"
+    if not shards.folder.holds(kept):
         _compute(shards, config, weights, domain, kept)
-    table = pq.read_table(kept)
+    table = pq.read_table(pa.BufferReader(shards.folder.read(kept)))
     logits = np.frombuffer(b"".join(table["logits"].to_pylist()), np.float16)
     return TeacherLogits(table["id"].to_numpy(), logits.reshape(len(table), -1))
 
 
 def _compute(
-    shards: Shards, config: Config, weights: ImagenetWeights | None, domain: Domain, kept: Path
+    shards: Shards, config: Config, weights: ImagenetWeights | None, domain: Domain, kept: str
 ) -> None:
     cluster = ray.cluster_resources()
     on_gpu = cluster.get("GPU", 0) >= 1
@@ -68,9 +65,14 @@ def _compute(
         num_cpus=_CPUS,
     )
     table = pa.concat_tables(ray.get(judged.to_arrow_refs())).sort_by("id")
-    unfinished = kept.with_suffix(f".unfinished-{os.getpid()}")
-    pq.write_table(table, unfinished)
-    unfinished.replace(kept)
+    try:
+        with shards.folder.writing(kept) as stream:
+            pq.write_table(table, stream)
+    except OSError as error:
+        reason = error.strerror or str(error).splitlines()[0].rstrip(".")
+        raise DataError(
+            f"{shards.folder}: the teacher's logits cannot be written there ({reason})."
+        ) from None
 
 
 class _Judge:

@@ -51,11 +51,12 @@ def test_fingerprint_follows_the_files_and_sources_pickle(folder: Path) -> None:
     ("text", "expected"),
     [
         ("openmoji-nature", ("openmoji-nature", None)),
-        ("sketchy=/data/a=b", ("sketchy", Path("/data/a=b"))),
-        ("folder:my-set=x", ("folder:my-set", Path("x"))),
+        ("sketchy=/data/a=b", ("sketchy", "/data/a=b")),
+        ("folder:my-set=x", ("folder:my-set", str(Path("x").absolute()))),
+        ("sketchy=s3://bucket/shards", ("sketchy", "s3://bucket/shards")),
     ],
 )
-def test_data_arguments(text: str, expected: tuple[str, Path | None]) -> None:
+def test_data_arguments(text: str, expected: tuple[str, str | None]) -> None:
     assert parse_data_argument(text) == expected
 
 

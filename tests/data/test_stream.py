@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from dsn_ray.config import AugmentConfig
 from dsn_ray.data import stream as stream_module
 from dsn_ray.data.catalog import open_source
-from dsn_ray.data.shards import prepare_shards
+from dsn_ray.data.preparing import prepare_shards
+from dsn_ray.data.storage import Folder
 from dsn_ray.data.stream import (
     PairStream,
     PictureTable,
@@ -44,7 +45,7 @@ def shards(ray_address, drawings, tmp_path_factory):
     import ray
 
     ray.init(address=ray_address, log_to_driver=False)
-    out = tmp_path_factory.mktemp("stream") / "shards"
+    out = Folder.at(tmp_path_factory.mktemp("stream") / "shards")
     yield prepare_shards(open_source("folder:toy", drawings), out)
     ray.shutdown()
 

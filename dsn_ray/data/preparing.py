@@ -1,0 +1,334 @@
+"""Raw pictures to shards: every picture read, checked and stored once, by a Ray Data job.
+
+The pictures of each split and domain are put into a random order, so that reading them one after
+another is to draw them by chance, and cut into parts. A part is one Parquet file, written whole by
+one task, which then notes what it did. An interrupted job goes on with the parts that have no note;
+two jobs at once write the same files twice. The manifest comes last and says that all are there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.data
+from PIL import Image
+
+from dsn_ray.data.catalog import DOMAINS, DataError, Domain, Record, Source, Split
+from dsn_ray.data.shards import FORMAT, MANIFEST, REJECTED, Shards, read_manifest, where_it_lies
+from dsn_ray.data.storage import Folder
+from dsn_ray.data.views import open_rgb
+from dsn_ray.errors import innermost
+
+SHORT_SIDE = 256
+SEED = 0
+_MOST_ROWS = 4096
+_LEAST_ROWS = 64
+_PARTS = 32  # of a small data set, for many workers to share
+_ROW_GROUP_BYTES = 12 * 2**20
+_NOTES = ".unfinished"
+_SCHEMA = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("label", pa.int64()),
+        ("class_name", pa.string()),
+        ("path", pa.string()),
+        ("sha256", pa.string()),
+        ("encoded", pa.binary()),
+    ]
+)
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One Parquet file of the shards.
+
+    Attributes:
+        split: of its pictures.
+        domain: of its pictures.
+        number: among the parts of this split and domain.
+        ids: places of its pictures in the data set's records.
+    """
+
+    split: Split
+    domain: Domain
+    number: int
+    ids: list[int]
+
+    @property
+    def file(self) -> str:
+        """Its place below the shard folder."""
+        return f"split={self.split}/domain={self.domain}/part-{self.number:05d}.parquet"
+
+    @property
+    def note(self) -> str:
+        """The file that says that this part is written, and what became of its pictures."""
+        return f"{self.split}-{self.domain}-{self.number:05d}.json"
+
+
+def parts_of(source: Source) -> list[Part]:
+    """Cuts the data set into parts; nothing but its records decides how."""
+    most = min(_MOST_ROWS, max(_LEAST_ROWS, len(source.records) // _PARTS))
+    ids: dict[tuple[Split, Domain], list[int]] = {}
+    for i, record in enumerate(source.records):
+        ids.setdefault((record.split, record.domain), []).append(i)
+    parts = []
+    for (split, domain), some in sorted(ids.items()):
+        order = np.random.default_rng(SEED).permutation(some).tolist()
+        for number, start in enumerate(range(0, len(order), most)):
+            parts.append(Part(split, domain, number, order[start : start + most]))
+    return parts
+
+
+def prepare_shards(
+    source: Source, out: Folder, *, keep: bool = False, progress: Progress | None = None
+) -> Shards:
+    """Reads, checks and stores every picture of a data set.
+
+    Pictures larger than 256 px on their short side are re-encoded at that size. Where the folder
+    is finished already, for the same pictures, nothing is done.
+
+    Args:
+        source: the raw data set.
+        out: the shard folder to make.
+        keep: store the raw files as they are.
+        progress: is told the number of pictures done and of all.
+
+    Raises:
+        DataError: If `out` holds shards of other pictures or cannot be written, or if no picture
+            of a split decodes.
+    """
+    fingerprint = source.fingerprint()
+    try:
+        if out.holds(MANIFEST):
+            return _finished(out, fingerprint, keep)
+        _claim(out, {"format": FORMAT, "fingerprint": fingerprint, "kept": keep})
+        notes = _write_parts(source, out, keep, progress or (lambda done, total: None))
+        return _finish(source, out, keep, notes)
+    except OSError as error:
+        if out.holds(MANIFEST):  # another job was here first, and took the notes away
+            (out / _NOTES).remove()
+            return _finished(out, fingerprint, keep)
+        reason = error.strerror or str(error).splitlines()[0].rstrip(".")
+        raise DataError(f"{out} cannot be written: {reason}.") from None
+
+
+def _finished(out: Folder, fingerprint: str, keep: bool) -> Shards:
+    found = read_manifest(out)
+    if (found.fingerprint, found.kept) != (fingerprint, keep):
+        raise DataError(f"{out} already holds shards of other pictures; choose another folder.")
+    return found
+
+
+def _claim(out: Folder, asked: dict[str, Any]) -> None:
+    """Notes what is being prepared.
+
+    Raises:
+        DataError: If the folder holds other files, or the beginning of other shards.
+    """
+    notes, name = out / _NOTES, "job"
+    if not notes.exists() and out.is_used():
+        raise DataError(f"{out} holds other files; choose a new folder.")
+    if notes.holds(name) and json.loads(notes.read(name)) != asked:
+        raise DataError(
+            f"{out} holds a part of the shards of other pictures; remove it or choose another "
+            "folder."
+        )
+    notes.write(name, json.dumps(asked).encode())
+
+
+def _write_parts(
+    source: Source, out: Folder, keep: bool, progress: Progress
+) -> list[dict[str, Any]]:
+    parts = parts_of(source)
+    written = set((out / _NOTES).names())
+    missing = [part for part in parts if part.note not in written]
+    done = sum(len(part.ids) for part in parts if part.note in written)
+    progress(done, len(source.records))
+    if missing:
+        rows = [
+            {
+                **asdict(part),
+                "paths": [source.records[i].path for i in part.ids],
+                "class_names": [source.records[i].class_name for i in part.ids],
+            }
+            for part in missing
+        ]
+        writer = _PartWriter(replace(source, records=()), out, keep)
+        # Every part must be written where the others are, and raw pictures are on this node only.
+        place = where_it_lies(out if source.root is None else Folder.at(source.root))
+        job = ray.data.from_items(rows, override_num_blocks=len(rows)).map(writer, **place)
+        try:
+            for row in job.iter_rows():
+                done += row["pictures"]
+                progress(done, len(source.records))
+        except ray.exceptions.RayError as error:
+            cause = innermost(error)
+            if isinstance(cause, OSError):
+                raise cause from None
+            raise
+    return [json.loads((out / _NOTES).read(part.note)) for part in parts]
+
+
+def _finish(source: Source, out: Folder, keep: bool, notes: list[dict[str, Any]]) -> Shards:
+    """Writes the list of rejected pictures and the manifest."""
+    rejected = sorted((r for note in notes for r in note["rejected"]), key=itemgetter("id"))
+    good: Counter[str] = Counter()
+    by_class: dict[str, Counter[str]] = {}
+    for note in notes:
+        key = f"{note['split']}/{note['domain']}"
+        good[key] += note["rows"]
+        by_class.setdefault(key, Counter()).update(note["classes"])
+    for domain in DOMAINS:
+        for split in ("seen", "unseen"):
+            if not good[f"{split}/{domain}"]:
+                out.remove()
+                raise DataError(f"{source.name} has no {split} {domain} that decodes.")
+    lines = [json.dumps({"path": r["path"], "reason": r["reason"]}) + "\n" for r in rejected]
+    out.write(REJECTED, "".join(lines).encode())
+    manifest = {
+        "format": FORMAT,
+        "name": source.name,
+        "seen_classes": source.seen_classes,
+        "unseen_classes": source.unseen_classes,
+        "official": source.official,
+        "semantics": source.semantics,
+        "fingerprint": source.fingerprint(),
+        "kept": keep,
+        "counts": dict(sorted(good.items())),
+        "rejected": len(rejected),
+        "classes": {key: dict(sorted(c.items())) for key, c in sorted(by_class.items())},
+        "files": {
+            note["file"]: {key: note[key] for key in ("rows", "bytes", "sha256")} for note in notes
+        },
+        "seed": SEED,
+        "versions": {name: version(name) for name in ("dsn-ray", "pillow", "pyarrow", "ray")},
+    }
+    out.write(MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
+    (out / _NOTES).remove()
+    return read_manifest(out)
+
+
+class _PartWriter:
+    """Writes one part and its note; the row that it gives back counts the part's pictures."""
+
+    def __init__(self, source: Source, out: Folder, keep: bool) -> None:
+        self._source, self._out, self._keep = source, out, keep
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        part = Part(row["split"], row["domain"], row["number"], [int(i) for i in row["ids"]])
+        rejected: list[dict[str, Any]] = []
+        classes: Counter[str] = Counter()
+        records = [
+            Record(path, class_name, part.domain, part.split)
+            for path, class_name in zip(row["paths"], row["class_names"], strict=True)
+        ]
+        with self._out.writing(part.file) as stream:
+            sink = _Hashing(stream)
+            with pq.ParquetWriter(
+                pa.PythonFile(sink, "w"), _SCHEMA, compression="zstd", use_dictionary=False
+            ) as writer:
+                for group in _groups(self._pictures(part, records, rejected)):
+                    writer.write_table(pa.Table.from_pylist(group, _SCHEMA), len(group))
+                    classes.update(picture["class_name"] for picture in group)
+        note = {
+            "file": part.file,
+            "split": part.split,
+            "domain": part.domain,
+            "rows": classes.total(),
+            "bytes": sink.size,
+            "sha256": sink.hash.hexdigest(),
+            "classes": classes,
+            "rejected": rejected,
+        }
+        (self._out / _NOTES).write(part.note, json.dumps(note).encode())
+        return {"pictures": len(part.ids)}
+
+    def _pictures(
+        self, part: Part, records: list[Record], rejected: list[dict[str, Any]]
+    ) -> Iterator[dict[str, Any]]:
+        classes = self._source.classes_of(part.split)
+        for number, record in zip(part.ids, records, strict=True):
+            try:
+                raw = self._source.read(record)
+                encoded = checked(raw, record.domain, self._keep)
+            except (ValueError, OSError) as error:
+                reason = str(error) or type(error).__name__
+                rejected.append({"id": number, "path": record.path, "reason": reason})
+                continue
+            yield {
+                "id": number,
+                "label": classes.index(record.class_name),
+                "class_name": record.class_name,
+                "path": record.path,
+                "sha256": hashlib.sha256(raw).hexdigest(),
+                "encoded": encoded,
+            }
+
+
+class _Hashing(io.RawIOBase):
+    """Passes what is written on, and counts and hashes it."""
+
+    def __init__(self, stream: pa.NativeFile) -> None:
+        self._stream, self.size, self.hash = stream, 0, hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        self._stream.write(view)
+        self.size += view.nbytes
+        self.hash.update(view)
+        return view.nbytes
+
+
+def _groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Row groups of about 12 MiB of pictures, the last one smaller."""
+    group: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        group.append(row)
+        size += len(row["encoded"])
+        if size >= _ROW_GROUP_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def checked(raw: bytes, domain: Domain, keep: bool = False) -> bytes:
+    """A picture's bytes, once it is known to decode; smaller where it is larger than need be.
+
+    Args:
+        raw: the file.
+        domain: photos are re-encoded as JPEG, sketches as PNG.
+        keep: never re-encode.
+
+    Raises:
+        ValueError: If it is no picture that can be used.
+    """
+    image = open_rgb(raw)
+    short = min(image.size)
+    if keep or short <= SHORT_SIDE:
+        return raw
+    width, height = (round(side * SHORT_SIDE / short) for side in image.size)
+    out = io.BytesIO()
+    smaller = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=3.0)
+    if domain == "photo":
+        smaller.save(out, "JPEG", quality=95)
+    else:
+        smaller.save(out, "PNG")
+    return out.getvalue()

@@ -1,0 +1,125 @@
+"""Folders on this machine or behind a URL such as `s3://bucket/path`, as pyarrow reaches them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs
+
+from dsn_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder; it need not exist.
+
+    Attributes:
+        filesystem: reaches it.
+        path: as the file system names it.
+        place: as people name it, a path or a URL.
+    """
+
+    filesystem: fs.FileSystem
+    path: str
+    place: str
+
+    @classmethod
+    def at(cls, place: str | Path) -> Folder:
+        """The folder at a path or URL.
+
+        Raises:
+            UserError: If the URL is of no kind that pyarrow knows.
+        """
+        text = str(place)
+        if "://" not in text:
+            path = str(Path(text).absolute())
+            return cls(fs.LocalFileSystem(), path, path)
+        try:
+            filesystem, path = fs.FileSystem.from_uri(text)
+        except (pa.ArrowInvalid, OSError) as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise UserError(f"{text} cannot be reached: {reason}.") from None
+        return cls(filesystem, path, text.rstrip("/"))
+
+    def __truediv__(self, name: str) -> Folder:
+        """A folder within this one."""
+        return Folder(self.filesystem, f"{self.path}/{name}", f"{self.place}/{name}")
+
+    def __str__(self) -> str:
+        """As people name it."""
+        return self.place
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it lies on this machine, or where this machine has mounted it."""
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    def exists(self) -> bool:
+        """Whether anything is there.
+
+        Raises:
+            OSError: If that cannot be found out.
+        """
+        return bool(self.filesystem.get_file_info(self.path).type != fs.FileType.NotFound)
+
+    def holds(self, name: str) -> bool:
+        """Whether a file of that name is in it."""
+        info = self.filesystem.get_file_info(f"{self.path}/{name}")
+        return bool(info.type == fs.FileType.File)
+
+    def names(self) -> list[str]:
+        """The names of its files, sorted; none where it does not exist."""
+        chosen = fs.FileSelector(self.path, allow_not_found=True)
+        infos = self.filesystem.get_file_info(chosen)
+        return sorted(i.base_name for i in infos if i.type == fs.FileType.File)
+
+    def is_used(self) -> bool:
+        """Whether there is anything in it."""
+        return bool(self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True)))
+
+    def read(self, name: str) -> bytes:
+        """The contents of a file.
+
+        Raises:
+            OSError: If it cannot be read.
+        """
+        with self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
+            return bytes(stream.read())
+
+    def write(self, name: str, contents: bytes) -> None:
+        """Writes a file, whole or not at all."""
+        with self.writing(name) as stream:
+            stream.write(contents)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[pa.NativeFile]:
+        """A stream into a file, which appears under its name when the stream ends without error.
+
+        An object store shows a file only once it is complete; on this machine the file is renamed.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        target = f"{self.path}/{name}"
+        self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
+        if not self.is_local:
+            with self.filesystem.open_output_stream(target) as stream:
+                yield stream
+            return
+        unfinished = Path(target).with_name(f".{Path(target).name}.{uuid.uuid4().hex[:8]}")
+        try:
+            with self.filesystem.open_output_stream(str(unfinished)) as stream:
+                yield stream
+            unfinished.replace(target)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Takes the folder away with all that is in it; it may be missing."""
+        if self.exists():
+            self.filesystem.delete_dir(self.path)

@@ -1,0 +1,255 @@
+"""Raw pictures to shards, with everything that can be wrong in a folder of pictures."""
+
+import hashlib
+import io
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from dsn_ray.data import preparing
+from dsn_ray.data.catalog import DataError, Record, Source, open_source
+from dsn_ray.data.preparing import checked, parts_of, prepare_shards
+from dsn_ray.data.shards import MANIFEST, read_manifest
+from dsn_ray.data.storage import Folder
+from tests.conftest import PER_CLASS, SHAPES, UNSEEN
+
+SEEN = len(SHAPES) - len(UNSEEN)
+
+
+def test_every_picture_is_stored_once(connected, drawings, tmp_path):
+    source = open_source("folder:toy", drawings)
+    out = Folder.at(tmp_path / "shards")
+    told = []
+    made = prepare_shards(source, out, progress=lambda *done: told.append(done))
+    assert made == read_manifest(out)
+    assert made.counts == {
+        "seen/photo": SEEN * PER_CLASS,
+        "seen/sketch": SEEN * PER_CLASS,
+        "unseen/photo": len(UNSEEN) * PER_CLASS,
+        "unseen/sketch": len(UNSEEN) * PER_CLASS,
+    }
+    assert told[0] == (0, len(source.records))
+    assert told[-1] == (len(source.records), len(source.records))
+    assert not list(tmp_path.glob("shards/.*"))
+
+    stored = {}
+    for path in (tmp_path / "shards").glob("split=*/domain=*/*.parquet"):
+        split = path.parts[-3].removeprefix("split=")
+        for row in pq.read_table(path, partitioning=None).to_pylist():
+            record = source.records[row["id"]]
+            raw = (drawings / row["path"]).read_bytes()
+            assert record == Record(row["path"], row["class_name"], record.domain, split)
+            assert source.classes_of(split)[row["label"]] == row["class_name"]
+            assert row["sha256"] == hashlib.sha256(raw).hexdigest()
+            assert row["encoded"] == raw
+            stored[row["id"]] = row
+    rejected = {r.path for i, r in enumerate(source.records) if i not in stored}
+    assert rejected == {"photo/circle/broken.png"}
+    (line,) = out.read("rejected.jsonl").splitlines()
+    assert json.loads(line)["path"] == "photo/circle/broken.png"
+    assert json.loads(line)["reason"]
+
+    manifest = json.loads(out.read(MANIFEST))
+    assert manifest["classes"]["seen/photo"]["circle"] == PER_CLASS
+    for name, about in manifest["files"].items():
+        contents = (tmp_path / "shards" / name).read_bytes()
+        assert (len(contents), hashlib.sha256(contents).hexdigest()) == (
+            about["bytes"],
+            about["sha256"],
+        )
+
+
+def test_what_is_done_is_not_done_again(connected, drawings, tmp_path, monkeypatch):
+    source, out = open_source("folder:toy", drawings), Folder.at(tmp_path / "shards")
+    made = prepare_shards(source, out)
+    whole = {p: p.read_bytes() for p in (tmp_path / "shards").rglob("*") if p.is_file()}
+    monkeypatch.setattr(preparing, "_PartWriter", None)
+    assert prepare_shards(source, out) == made
+    monkeypatch.undo()
+
+    # An interrupted job has parts and their notes, but no manifest.
+    out.remove()
+    with monkeypatch.context() as patch:
+        patch.setattr(preparing, "_finish", lambda *_: None)
+        prepare_shards(source, out)
+    parts = parts_of(source)
+    notes = out / ".unfinished"
+    assert notes.names() == sorted(["job", *(part.note for part in parts)])
+    lost, kept = parts[0], parts[1]
+    (tmp_path / "shards" / ".unfinished" / lost.note).unlink()
+    time_of_kept = (tmp_path / "shards" / kept.file).stat().st_mtime_ns
+    time_of_lost = (tmp_path / "shards" / lost.file).stat().st_mtime_ns
+    assert prepare_shards(source, out) == made
+    assert (tmp_path / "shards" / kept.file).stat().st_mtime_ns == time_of_kept
+    assert (tmp_path / "shards" / lost.file).stat().st_mtime_ns != time_of_lost
+    assert {p: p.read_bytes() for p in (tmp_path / "shards").rglob("*") if p.is_file()} == whole
+
+
+def test_two_at_once_do_not_spoil_each_other(connected, drawings, tmp_path):
+    source, out = open_source("folder:toy", drawings), Folder.at(tmp_path / "shards")
+    made, errors = [], []
+
+    def prepare():
+        try:
+            made.append(prepare_shards(source, out))
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=prepare) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert not errors
+    assert made[0] == made[1] == read_manifest(out)
+    assert sum(made[0].counts.values()) == len(source.records) - 1
+
+
+def test_other_pictures_and_other_files_are_left_alone(connected, drawings, tmp_path):
+    copy, out = tmp_path / "copy", Folder.at(tmp_path / "shards")
+    shutil.copytree(drawings, copy)
+    source = open_source("folder:toy", copy)
+    prepare_shards(source, out)
+    before = out.read(MANIFEST)
+    with pytest.raises(DataError, match="already holds shards of other pictures"):
+        prepare_shards(source, out, keep=True)
+    Image.new("RGB", (300, 600), "red").save(copy / "photo" / "circle" / "new.png")
+    changed = open_source("folder:toy", copy)
+    with pytest.raises(DataError, match="already holds shards of other pictures"):
+        prepare_shards(changed, out)
+    assert out.read(MANIFEST) == before
+    with pytest.raises(DataError, match="holds other files"):
+        prepare_shards(changed, Folder.at(copy))
+    begun = Folder.at(tmp_path / "begun")
+    (begun / ".unfinished").write("job", b'{"fingerprint": "other"}')
+    with pytest.raises(DataError, match="holds a part of the shards of other pictures"):
+        prepare_shards(changed, begun)
+
+
+def test_a_url_takes_shards_too(connected, drawings, tmp_path):
+    out = Folder.at(f"file://{tmp_path}/shards")
+    made = prepare_shards(open_source("folder:toy", drawings), out)
+    assert made.rows("unseen", "photo").count() == len(UNSEEN) * PER_CLASS
+
+
+def test_nothing_is_left_where_a_domain_is_empty(connected, drawings, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(drawings, copy)
+    for path in copy.glob("photo/*/*.png"):
+        if path.parent.name in UNSEEN:
+            path.write_bytes(b"")
+    with pytest.raises(DataError, match="has no unseen photo that decodes"):
+        prepare_shards(open_source("folder:toy", copy), Folder.at(tmp_path / "shards"))
+    assert {path.name for path in tmp_path.iterdir()} == {"copy"}
+
+
+def test_an_unwritable_place_is_named(connected, drawings, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot be written"):
+        prepare_shards(open_source("folder:toy", drawings), Folder.at(tmp_path / "file" / "shards"))
+
+
+def test_a_full_disk_is_said_and_leaves_no_file(connected, drawings, tmp_path, monkeypatch):
+    source, out = open_source("folder:toy", drawings), Folder.at(tmp_path / "shards")
+    monkeypatch.setattr(preparing, "_PartWriter", FullDisk)
+    with pytest.raises(DataError, match="cannot be written: No space left on device"):
+        prepare_shards(source, out)
+    assert not list((tmp_path / "shards").rglob("*.parquet"))
+    monkeypatch.undo()
+    assert sum(prepare_shards(source, out).counts.values()) == len(source.records) - 1
+
+
+class FullDisk(preparing._PartWriter):
+    def _pictures(self, part, records, rejected):
+        with Path("/dev/full").open("wb", buffering=0) as full:
+            full.write(b"x")
+        yield {}
+
+
+def bad_pictures():
+    photo = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(
+        photo, "JPEG"
+    )
+    bomb = io.BytesIO()
+    Image.new("1", (30_000, 30_000)).save(bomb, "PNG")
+    return {
+        "truncated.jpg": photo.getvalue()[:900],
+        "empty.png": b"",
+        "text.png": b"this is no picture",
+        "bomb.png": bomb.getvalue(),
+    }
+
+
+def odd_pictures(folder):
+    grey = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16
+    Image.new("CMYK", (64, 64), (0, 200, 0, 0)).save(folder / "cmyk.jpg")
+    Image.fromarray(grey).save(folder / "sixteen.png")
+    frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
+    frames[0].save(folder / "animated.gif", save_all=True, append_images=frames[1:])
+    return {"cmyk.jpg", "sixteen.png", "animated.gif"}
+
+
+def test_a_bad_picture_costs_one_row_and_an_odd_one_none(connected, drawings, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(drawings, copy)
+    folder = copy / "photo" / "Straße mit Bäumen"
+    shutil.copytree(copy / "photo" / "square", folder)
+    shutil.copytree(copy / "sketch" / "square", copy / "sketch" / folder.name)
+    for name, contents in bad_pictures().items():
+        (folder / name).write_bytes(contents)
+    secret = tmp_path / "secret.png"
+    shutil.copy(folder / "0.png", secret)
+    (folder / "link.png").symlink_to(secret)
+    odd = odd_pictures(folder)
+    made = prepare_shards(open_source("folder:toy", copy), Folder.at(tmp_path / "shards"))
+    lines = (tmp_path / "shards" / "rejected.jsonl").read_text().splitlines()
+    rejected = {json.loads(line)["path"]: json.loads(line)["reason"] for line in lines}
+    expected = {f"photo/{folder.name}/{name}" for name in (*bad_pictures(), "link.png")}
+    assert set(rejected) == {*expected, "photo/circle/broken.png"}
+    assert "lies outside its root" in rejected[f"photo/{folder.name}/link.png"]
+    rows = made.rows("seen", "photo").take_all()
+    stored = {row["path"].rpartition("/")[2] for row in rows if row["class_name"] == folder.name}
+    assert odd <= stored
+
+
+def test_parts_are_a_random_order_of_every_picture():
+    records = [
+        Record(f"{domain}/{i}", "a", domain, split)
+        for domain in ("sketch", "photo")
+        for split in ("seen", "unseen")
+        for i in range(5000)
+    ]
+    source = Source("x", None, tuple(records), ("a",), ("a",), False, "none")
+    parts = parts_of(source)
+    assert sorted(i for part in parts for i in part.ids) == list(range(len(records)))
+    assert len({part.file for part in parts}) == len({part.note for part in parts}) == len(parts)
+    for part in parts:
+        assert {(records[i].split, records[i].domain) for i in part.ids} == {
+            (part.split, part.domain)
+        }
+    first = np.array(parts[0].ids)
+    assert 0.4 < (np.diff(first) > 0).mean() < 0.6
+    assert parts == parts_of(source)
+
+
+def test_large_pictures_become_smaller_unless_kept():
+    pixels = np.random.default_rng(0).integers(0, 255, (600, 300, 3), np.uint8)
+    raw = io.BytesIO()
+    Image.fromarray(pixels).save(raw, "PNG")
+    for domain, kind in (("photo", "JPEG"), ("sketch", "PNG")):
+        small = Image.open(io.BytesIO(checked(raw.getvalue(), domain)))
+        assert (small.size, small.format) == ((256, 512), kind)
+        assert checked(raw.getvalue(), domain, keep=True) == raw.getvalue()
+
+
+def test_row_groups_are_cut_by_size(monkeypatch):
+    monkeypatch.setattr(preparing, "_ROW_GROUP_BYTES", 10)
+    rows = [{"encoded": b"x" * 4} for _ in range(7)]
+    assert [len(group) for group in preparing._groups(iter(rows))] == [3, 3, 1]

@@ -1,0 +1,56 @@
+"""Folders here and behind a URL, by pyarrow's own file system in memory."""
+
+import pytest
+
+from dsn_ray.data.storage import Folder
+from dsn_ray.errors import UserError
+
+
+@pytest.fixture(params=["here", "there"])
+def folder(request, tmp_path):
+    if request.param == "here":
+        return Folder.at(tmp_path / "new")
+    return Folder.at("mock://bucket/new")
+
+
+def test_what_is_written_is_there(folder):
+    assert not folder.exists()
+    assert folder.names() == []
+    assert not folder.is_used()
+    folder.write("one.txt", b"1")
+    (folder / "below").write("two.txt", b"22")
+    assert folder.exists()
+    assert folder.is_used()
+    assert folder.names() == ["one.txt"]
+    assert folder.holds("one.txt")
+    assert not folder.holds("below")
+    assert (folder / "below").read("two.txt") == b"22"
+    folder.write("one.txt", b"other")
+    assert folder.read("one.txt") == b"other"
+    folder.remove()
+    assert not folder.exists()
+    folder.remove()
+
+
+def test_a_file_that_is_not_finished_leaves_nothing(tmp_path):
+    folder = Folder.at(tmp_path)
+    folder.write("kept", b"before")
+
+    def write_half(name):
+        with folder.writing(name) as stream:
+            stream.write(b"half")
+            raise ValueError("stop")
+
+    for name in ("new", "kept"):
+        with pytest.raises(ValueError, match="stop"):
+            write_half(name)
+    assert folder.names() == ["kept"]
+    assert folder.read("kept") == b"before"
+
+
+def test_places_are_named_as_people_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert str(Folder.at("a") / "b") == str(tmp_path / "a" / "b")
+    assert str(Folder.at("mock://bucket/x/") / "b") == "mock://bucket/x/b"
+    with pytest.raises(UserError, match="no://where cannot be reached"):
+        Folder.at("no://where")

@@ -1,0 +1,82 @@
+"""`prepare` as a person runs it."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dsn_ray import prepare
+from tests.conftest import SHARED_DATA
+
+
+def test_prepare_then_a_preview(attached, drawings, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = [f"folder:toy={drawings}", "--out", "shards", "--preview", "2"]
+    assert prepare.main(arguments) == 0
+    said = capfd.readouterr().out
+    assert said.splitlines()[-1] == str(tmp_path / "shards")
+    assert "1 pictures did not decode" in said
+    sheet = np.asarray(Image.open(tmp_path / "shards" / "preview.png").convert("L"))
+    blank = (sheet == 255).mean()
+    assert 0.3 < blank < 0.99
+    # Two classes, each with a row of sketches and one of photos: something is drawn in all four.
+    for rows in np.array_split(sheet, 4):
+        assert (rows < 200).mean() > 0.005
+    assert prepare.main(arguments) == 0
+
+
+def test_verify_tells_and_fails_where_numbers_would_be_wrong(attached, drawings, tmp_path, capfd):
+    given = [f"folder:toy={drawings}", "--verify", "--json", str(tmp_path / "found.json")]
+    assert prepare.main(given) == 0
+    assert "photo/circle/broken.png: " in capfd.readouterr().out
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["errors"] == []
+    copy = tmp_path / "copy"
+    shutil.copytree(drawings, copy)
+    shutil.copy(copy / "photo/square/0.png", copy / "photo/zigzag/same.png")
+    assert prepare.main([f"folder:toy={copy}", "--verify"]) == 2
+    said = capfd.readouterr()
+    assert said.err.startswith("error: 1 pictures lie in both seen and unseen classes")
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the real pictures are not on this machine")
+def test_a_part_of_an_official_set_is_told_apart_from_all_of_it(attached, tmp_path, capfd):
+    root = tmp_path / "Sketchy"
+    shutil.copytree(SHARED_DATA / "Sketchy", root, symlinks=True)
+    for path in root.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    swan = next(root.glob("256x256/sketch/*/swan"))
+    for path in swan.glob("*.png"):
+        path.unlink()
+    assert prepare.main([f"sketchy={root}", "--verify"]) == 2
+    said = capfd.readouterr()
+    assert "sketchy: not the complete official set." in said.out
+    assert "unseen pictures that lists name and that are missing: swan 25." in said.out
+    assert "17 unseen classes are ImageNet's too" in said.out
+    assert "1 classes have no sketch: swan." in said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["folder:toy=HERE"], "one of the arguments --out --verify is required"),
+        (["sketchy=/nowhere", "--out", "x"], "/nowhere is no sketchy folder"),
+        (["sketchy=s3://bucket/raw", "--out", "x"], "a folder of this machine only"),
+        (["folder:toy=HERE", "--out", "x", "--preview", "0"], "--preview 0: at least 1"),
+        (["folder:toy=HERE", "--out", "x", "--unseen", "2"], "a share between 0 and 1"),
+        (["openmoji-nature", "--out", "x", "--unseen", "0.2"], "has its own split"),
+        (["folder:toy=HERE", "--out", "no://where"], "no://where cannot be reached"),
+        (["folder:toy=HERE", "--verify", "--json", "."], "this is a folder; name a file"),
+    ],
+)
+def test_bad_input(drawings, tmp_path, capfd, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = prepare.main([text.replace("HERE", str(drawings)) for text in arguments])
+    except SystemExit as ended:
+        status = ended.code
+    assert status == 2
+    assert message in capfd.readouterr().err
+    assert not (tmp_path / "x").exists()
