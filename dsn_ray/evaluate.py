@@ -10,7 +10,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.console import Console
 
+    from dsn_ray.data.pictures import Pictures
     from dsn_ray.data.shards import Shards
-    from dsn_ray.data.stream import Pictures
     from dsn_ray.model.weights import ImagenetWeights
     from dsn_ray.runtime import Resources, Shape
 
@@ -103,18 +103,27 @@ PROTOCOLS_OWN = Itq()
 
 @dataclass(frozen=True)
 class UnseenPictures:
-    """Queries and gallery of a data set in the object store."""
+    """Queries and gallery of a data set.
+
+    Attributes:
+        sketches: the queries.
+        photos: the gallery, as the data set's lists have it.
+        repeated: ids of the gallery's photos that are there a second time.
+    """
 
     sketches: "Pictures"
     photos: "Pictures"
+    repeated: "NDArray[np.int64]"
 
 
 def load_unseen(shards: "Shards", px: int) -> UnseenPictures:
     """Puts the unseen classes' sketches and photos into the object store."""
-    from dsn_ray.data.stream import load_pictures
+    from dsn_ray.data.pictures import load_pictures
 
     return UnseenPictures(
-        load_pictures(shards, "unseen", "sketch", px), load_pictures(shards, "unseen", "photo", px)
+        load_pictures(shards, "unseen", "sketch", px),
+        load_pictures(shards, "unseen", "photo", px),
+        shards.repeats("unseen", "photo"),
     )
 
 
@@ -133,6 +142,10 @@ def evaluate_checkpoint(
         resources: what embeds them.
         itq: how binary codes are made.
         training: the photos that ITQ is fitted on, where `itq` says so.
+
+    Returns:
+        Rows of the gallery as it is listed, and where it repeats photos also rows of each photo
+        once, which have `deduplicated: True`.
     """
     import ray
 
@@ -174,18 +187,34 @@ def _rate(
 ) -> list[Row]:
     from dsn_ray.retrieval import evaluate_features
 
-    sides: list[Any] = []
-    for pictures in (unseen.sketches, unseen.photos):
-        sides += _features(pictures, resources, network)
-    basis = _features(training, resources, network)[0] if training else itq.fit
-    return evaluate_features(
-        *sides, binary=network["state"] is not None, itq_variant=itq.variant, itq_fit=basis
-    )
+    queries = _features(unseen.sketches, resources, network)
+    gallery = _features(unseen.photos, resources, network)
+    basis = _features(training, resources, network).values if training else itq.fit
+
+    def rows(kept: "NDArray[np.bool_]") -> list[Row]:
+        return evaluate_features(
+            *(queries.values, queries.labels, gallery.values[kept], gallery.labels[kept]),
+            binary=network["state"] is not None,
+            itq_variant=itq.variant,
+            itq_fit=basis,
+        )
+
+    once = ~np.isin(gallery.ids, unseen.repeated)
+    listed = rows(np.ones_like(once))
+    if once.all():
+        return listed
+    return listed + [{**row, "deduplicated": True} for row in rows(once)]
 
 
-def _features(
-    pictures: "Pictures", resources: "Resources", network: dict[str, Any]
-) -> "tuple[NDArray[np.float32], NDArray[np.int64]]":
+class _Features(NamedTuple):
+    """Of `n` pictures."""
+
+    values: "NDArray[np.float32]"
+    labels: "NDArray[np.int64]"
+    ids: "NDArray[np.int64]"
+
+
+def _features(pictures: "Pictures", resources: "Resources", network: dict[str, Any]) -> _Features:
     """Embeds all pictures with a Ray Data job; batches never depend on the cluster's size."""
     import ray.data
 
@@ -205,10 +234,13 @@ def _features(
         num_gpus=resources.gpus_per_worker,
     )
     chunks = sorted(embedded.take_all(), key=lambda chunk: int(chunk["start"]))
-    features = [np.frombuffer(chunk["features"], np.float32) for chunk in chunks]
-    labels = [np.frombuffer(chunk["labels"], np.int64) for chunk in chunks]
-    all_labels = np.concatenate(labels)
-    return np.concatenate(features).reshape(len(all_labels), -1), all_labels
+
+    def column(name: str, kind: type) -> "NDArray[Any]":
+        return np.concatenate([np.frombuffer(chunk[name], kind) for chunk in chunks])
+
+    labels = column("labels", np.int64)
+    values = column("features", np.float32).reshape(len(labels), -1)
+    return _Features(values, labels, column("ids", np.int64))
 
 
 class _Embedder:
@@ -227,12 +259,11 @@ class _Embedder:
         import ray
         import torch
 
-        from dsn_ray.data.stream import PictureTable
         from dsn_ray.model import build_network
 
         torch.set_num_threads(threads)
         torch.manual_seed(config.train.seed)
-        self.table = PictureTable(pictures)
+        self.table = pictures.table()
         self.is_photo = int(pictures.domain == "photo")
         self.trained = state is not None
         self.device = device
@@ -249,7 +280,7 @@ class _Embedder:
     def __call__(self, chunk: "dict[str, NDArray[Any]]") -> dict[str, list[Any]]:
         import torch
 
-        from dsn_ray.data.stream import plain_batches
+        from dsn_ray.data.pictures import plain_batches
 
         start = int(chunk["start"][0])
         rows = np.arange(start, min(start + _BATCH, len(self.table.ids)))
@@ -258,11 +289,11 @@ class _Embedder:
         embed = self.network.embed if self.trained else self.network.trunk
         with torch.inference_mode():
             features = embed(pictures.to(self.device), is_photo).float().cpu().numpy()
-        labels = self.table.labels[rows].astype(np.int64)
         return {
             "start": [start],
             "features": [features.tobytes()],
-            "labels": [labels.tobytes()],
+            "labels": [self.table.labels[rows].astype(np.int64).tobytes()],
+            "ids": [self.table.ids[rows].astype(np.int64).tobytes()],
         }
 
 
@@ -271,6 +302,7 @@ def run_evaluation(
     data: "tuple[str, str | None] | None" = None,
     *,
     itq: Itq = PROTOCOLS_OWN,
+    dedupe: bool = False,
     **shape: Any,
 ) -> list[Row]:
     """Rates a checkpoint on the unseen classes of a data set.
@@ -279,6 +311,7 @@ def run_evaluation(
         checkpoint: its folder.
         data: name and folder of the data set; None for the one it was trained on.
         itq: how binary codes are made.
+        dedupe: count each photo of the gallery once, however often the lists name it.
         shape: fields of `dsn_ray.runtime.Shape`.
 
     Returns:
@@ -290,18 +323,20 @@ def run_evaluation(
     from dsn_ray.runtime import Shape
 
     with cli.quiet_log("evaluate") as console:
-        return _evaluate(open_checkpoint(Path(checkpoint)), data, itq, Shape(**shape), console)
+        opened = open_checkpoint(Path(checkpoint))
+        return _evaluate(opened, data, itq, dedupe, Shape(**shape), console)
 
 
 def _evaluate(
     opened: Checkpoint,
     data: "tuple[str, str | None] | None",
     itq: Itq,
+    dedupe: bool,
     shape: "Shape",
     console: "Console",
 ) -> list[Row]:
+    from dsn_ray.data.pictures import load_pictures
     from dsn_ray.data.shards import locate, open_shards
-    from dsn_ray.data.stream import load_pictures
     from dsn_ray.runtime import allot, ray_cluster
 
     found = locate(*(data or (opened.data, opened.root)))
@@ -312,7 +347,9 @@ def _evaluate(
         shards, px = open_shards(found), opened.config.data.px
         console.print(str(shards), soft_wrap=True)
         training = load_pictures(shards, "seen", "photo", px) if itq.fit == "training" else None
-        return evaluate_checkpoint(opened, load_unseen(shards, px), resources, itq, training)
+        rows = evaluate_checkpoint(opened, load_unseen(shards, px), resources, itq, training)
+    once = [row for row in rows if row.get("deduplicated")]
+    return once if dedupe and once else [row for row in rows if row not in once]
 
 
 def rate_features_file(path: Path, itq: Itq = PROTOCOLS_OWN) -> list[Row]:
@@ -363,6 +400,9 @@ def _arguments() -> argparse.ArgumentParser:
         choices=("queries", "gallery", "training"),
         help="what binary codes are fitted on (queries in published, else gallery)",
     )
+    parser.add_argument(
+        "--dedupe", action="store_true", help="count a photo that lists name twice once"
+    )
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the rows here")
     cli.add_shape_arguments(parser)
     return parser
@@ -375,6 +415,8 @@ def main(arguments: list[str] | None) -> None:
     cli.check_json(parsed.json)
     itq = Itq(parsed.itq, parsed.itq_fit)
     if parsed.features:
+        if parsed.dedupe:
+            raise UserError("--dedupe needs --checkpoint: features do not say what repeats.")
         rows = rate_features_file(parsed.features, itq)
     else:
         data = cli.parse_data(parsed.data)
@@ -382,7 +424,7 @@ def main(arguments: list[str] | None) -> None:
             raise UserError("--data: evaluate takes one data set at a time.")
         opened, shape = open_checkpoint(parsed.checkpoint), cli.shape_of(parsed)
         with cli.quiet_log("evaluate") as console:
-            rows = _evaluate(opened, data[0] if data else None, itq, shape, console)
+            rows = _evaluate(opened, data[0] if data else None, itq, parsed.dedupe, shape, console)
     if parsed.json:
         parsed.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")
     _print(rows)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from dsn_ray.data.catalog import Domain, Source
+    from dsn_ray.data.pictures import Pictures
     from dsn_ray.data.shards import Shards
-    from dsn_ray.data.stream import Pictures
     from dsn_ray.model.weights import ImagenetWeights
     from dsn_ray.runtime import Resources, Shape
 
@@ -73,9 +73,9 @@ def load_training_data(
     """
     import ray
 
+    from dsn_ray.data.pictures import load_pictures
     from dsn_ray.data.semantics import mask_rows
     from dsn_ray.data.shards import open_shards
-    from dsn_ray.data.stream import load_pictures
     from dsn_ray.data.teaching import teacher_logits
     from dsn_ray.model import imagenet_weights
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from dsn_ray.config import Config
 from dsn_ray.data.catalog import validation_classes
-from dsn_ray.data.stream import Batch, PairStream, PictureTable, plain_batches, rows_of_classes
+from dsn_ray.data.pictures import PictureTable, plain_batches, rows_of_classes
+from dsn_ray.data.stream import Batch, PairStream
 from dsn_ray.learner import Learner
 from dsn_ray.model import DsnNetwork, Teacher, build_network
 from dsn_ray.model.norm import average_running_statistics, synchronise_batch_norm
@@ -46,7 +47,7 @@ def training_loop(job: dict[str, Any]) -> None:
     label_of = {name: label for label, name in enumerate(data.seen_classes)}
     classes = np.array([label_of[name] for name in data.seen_classes if name not in held_out])
     held_out_labels = np.array([label_of[name] for name in held_out], dtype=int)
-    sketches, photos = PictureTable(data.sketches), PictureTable(data.photos)
+    sketches, photos = data.sketches.table(), data.photos.table()
     stream = PairStream(
         sketches,
         photos,

@@ -1,15 +1,15 @@
 import io
 import json
-from pathlib import Path
 
 from rich.console import Console
 
 from dsn_ray.data.shards import Shards
+from dsn_ray.data.storage import Folder
 from dsn_ray.final import FinalResults, final_table
 
 
 def shards(name, official=False):
-    return Shards(Path("x"), name, ("a",), ("b",), official, "none", "f", {}, 0)
+    return Shards(Folder.at("x"), name, ("a",), ("b",), official, "none", "f", False, {}, {}, 0)
 
 
 def rows(dataset, value, gallery=500, seed=0):
@@ -55,6 +55,21 @@ def test_the_papers_numbers_stand_beside_the_published_protocol_only(tmp_path):
     assert "0.484" not in standard
     assert "compare only with the complete official data sets" in text.replace("\n", " ")
     assert "(other data)" not in printed(results, shards("sketchy", official=True))
+
+
+def test_a_gallery_that_repeats_photos_has_both_numbers(tmp_path):
+    once = [{**row, "deduplicated": True} for row in rows("sketchy", 0.125)]
+    text = printed(results_with(tmp_path, rows("sketchy", 0.25), once), shards("sketchy"))
+    lines = [line for line in text.splitlines() if "real" in line]
+    assert len(lines) == 4
+    (published, published_once) = [line for line in lines if "published" in line]
+    assert "0.250 / 0.250" in published
+    assert "each photo once" in published_once
+    assert "0.125 / 0.125" in published_once
+    assert "0.484" not in published_once
+    assert "each photo once" not in printed(
+        results_with(tmp_path, rows("sketchy", 0.25)), shards("sketchy")
+    )
 
 
 def test_seeds_become_mean_and_spread(tmp_path):

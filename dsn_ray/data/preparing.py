@@ -77,6 +77,15 @@ class Part:
         """The file that says that this part is written, and what became of its pictures."""
         return f"{self.split}-{self.domain}-{self.number:05d}.json"
 
+    def row(self, source: Source) -> dict[str, Any]:
+        """This part as a row of the job's Ray Dataset."""
+        records = [source.records[i] for i in self.ids]
+        return {
+            **asdict(self),
+            "paths": [record.path for record in records],
+            "class_names": [record.class_name for record in records],
+        }
+
 
 def parts_of(source: Source) -> list[Part]:
     """Cuts the data set into parts; nothing but its records decides how."""
@@ -158,14 +167,7 @@ def _write_parts(
     done = sum(len(part.ids) for part in parts if part.note in written)
     progress(done, len(source.records))
     if missing:
-        rows = [
-            {
-                **asdict(part),
-                "paths": [source.records[i].path for i in part.ids],
-                "class_names": [source.records[i].class_name for i in part.ids],
-            }
-            for part in missing
-        ]
+        rows = [part.row(source) for part in missing]
         writer = _PartWriter(replace(source, records=()), out, keep)
         # Every part must be written where the others are, and raw pictures are on this node only.
         place = where_it_lies(out if source.root is None else Folder.at(source.root))
@@ -186,10 +188,12 @@ def _finish(source: Source, out: Folder, keep: bool, notes: list[dict[str, Any]]
     """Writes the list of rejected pictures and the manifest."""
     rejected = sorted((r for note in notes for r in note["rejected"]), key=itemgetter("id"))
     good: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
     by_class: dict[str, Counter[str]] = {}
     for note in notes:
         key = f"{note['split']}/{note['domain']}"
         good[key] += note["rows"]
+        sizes[key] += note["bytes"]
         by_class.setdefault(key, Counter()).update(note["classes"])
     for domain in DOMAINS:
         for split in ("seen", "unseen"):
@@ -208,6 +212,7 @@ def _finish(source: Source, out: Folder, keep: bool, notes: list[dict[str, Any]]
         "fingerprint": source.fingerprint(),
         "kept": keep,
         "counts": dict(sorted(good.items())),
+        "sizes": dict(sorted(sizes.items())),
         "rejected": len(rejected),
         "classes": {key: dict(sorted(c.items())) for key, c in sorted(by_class.items())},
         "files": {

@@ -22,7 +22,9 @@ from dsn_ray.data.catalog import EMBEDDED, DataError, Domain, Source, Split, ope
 from dsn_ray.data.storage import Folder
 
 if TYPE_CHECKING:
+    import numpy as np
     import ray.data
+    from numpy.typing import NDArray
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -44,6 +46,7 @@ class Shards:
         fingerprint: of the raw pictures it was made from.
         kept: whether the raw files were stored as they are, and not at most 256 px wide or high.
         counts: pictures by `<split>/<domain>`.
+        sizes: bytes of their files, likewise.
         rejected: pictures that did not decode, listed in `rejected.jsonl`.
     """
 
@@ -56,6 +59,7 @@ class Shards:
     fingerprint: str
     kept: bool
     counts: Mapping[str, int]
+    sizes: Mapping[str, int]
     rejected: int
 
     def __str__(self) -> str:
@@ -83,6 +87,27 @@ class Shards:
             **where_it_lies(self.folder),
         )
 
+    def repeats(self, split: Split, domain: Domain) -> "NDArray[np.int64]":
+        """Which pictures are there already, once each is to count once.
+
+        Sketchy's lists name thousands of photos twice, by one file name in each photo folder.
+
+        Returns:
+            The ids of those whose bytes, or whose class and file name, are those of a picture with
+            a smaller id, ascending.
+        """
+        import numpy as np
+
+        rows = self.rows(split, domain).select_columns(["id", "class_name", "path", "sha256"])
+        seen: set[tuple[str, ...]] = set()
+        found = []
+        for row in sorted(rows.take_all(), key=lambda row: int(row["id"])):
+            names = {(row["class_name"], row["path"].rpartition("/")[2]), (row["sha256"],)}
+            if seen & names:
+                found.append(row["id"])
+            seen |= names
+        return np.array(found, np.int64)
+
 
 def where_it_lies(folder: Folder) -> dict[str, Any]:
     """Remote arguments that keep a task on this node if a folder is on its disk."""
@@ -109,9 +134,11 @@ def read_manifest(folder: Folder) -> Shards:
             unseen_classes=tuple(manifest["unseen_classes"]),
             **{
                 key: manifest[key]
-                for key in ("name", "official", "semantics", "fingerprint", "kept", "counts")
+                for key in (
+                    *("name", "official", "semantics", "fingerprint", "kept"),
+                    *("counts", "sizes", "rejected"),
+                )
             },
-            rejected=manifest["rejected"],
         )
     except (OSError, KeyError, TypeError, ValueError):
         raise DataError(

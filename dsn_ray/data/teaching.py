@@ -9,8 +9,8 @@ import torch
 
 from dsn_ray.config import Config
 from dsn_ray.data.catalog import DataError, Domain
+from dsn_ray.data.pictures import TeacherLogits
 from dsn_ray.data.shards import Shards
-from dsn_ray.data.stream import TeacherLogits
 from dsn_ray.data.views import decode
 from dsn_ray.model import Teacher, imagenet_weights
 from dsn_ray.model.weights import ImagenetWeights

@@ -1,5 +1,8 @@
 """Finished shard folders: finding, opening and reading them."""
 
+import shutil
+from dataclasses import replace
+
 import pytest
 
 from dsn_ray.data.catalog import DataError, open_source
@@ -15,6 +18,19 @@ def test_rows_are_those_of_the_split(connected, drawings, tmp_path):
     assert {made.seen_classes[row["label"]] for row in seen} == set(SHAPES) - set(UNSEEN)
     assert len({row["id"] for row in seen}) == len(seen) == made.counts["seen/sketch"]
     assert "1 pictures did not decode" in str(made)
+
+
+def test_photos_with_one_name_or_the_same_bytes_repeat(connected, drawings, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(drawings, copy)
+    shutil.copy(copy / "photo" / "zigzag" / "2.png", copy / "photo" / "zigzag" / "9.png")
+    source = open_source("folder:toy", copy)
+    again = next(r for r in source.records if r.path == "photo/zigzag/4.png")
+    source = replace(source, records=(*source.records, again))
+    made = prepare_shards(source, Folder.at(tmp_path / "shards"))
+    repeated = [source.records[i].path for i in made.repeats("unseen", "photo")]
+    assert repeated == ["photo/zigzag/9.png", "photo/zigzag/4.png"]
+    assert made.repeats("unseen", "sketch").tolist() == []
 
 
 def test_a_shard_folder_is_found_by_its_manifest(connected, drawings, tmp_path, monkeypatch):

@@ -5,19 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsn_ray.config import AugmentConfig
-from dsn_ray.data import stream as stream_module
 from dsn_ray.data.catalog import open_source
+from dsn_ray.data.pictures import WINDOW, TeacherLogits, load_pictures
 from dsn_ray.data.preparing import prepare_shards
 from dsn_ray.data.storage import Folder
-from dsn_ray.data.stream import (
-    PairStream,
-    PictureTable,
-    TeacherLogits,
-    draw_epoch,
-    load_pictures,
-    plain_batches,
-    rows_of_classes,
-)
+from dsn_ray.data.stream import PairStream, draw_epoch
 
 
 @given(st.integers(1, 40), st.integers(1, 20), st.integers(1, 6), st.integers(0, 1000))
@@ -31,6 +23,26 @@ def test_every_passage_takes_each_row_once(pool_size, per_batch, steps, seed):
         drawn = flat[start : start + pool_size]
         assert len(set(drawn)) == len(drawn)
         assert set(passage.ravel()[start : start + pool_size]) == {start // pool_size}
+
+
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=40),
+    st.integers(1, 20),
+    st.integers(1, 6),
+    st.integers(0, 1000),
+)
+def test_rows_from_shards_come_in_windows_of_groups(sizes, per_batch, steps, seed):
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    pool = np.arange(len(groups)) * 2
+    rows, passage = draw_epoch(pool, per_batch, steps, (seed,), groups)
+    for number in range(passage.max() + 1):
+        drawn = rows[passage == number]
+        assert len(set(drawn.tolist())) == len(drawn)
+        firsts = list(dict.fromkeys(groups[drawn // 2].tolist()))
+        place = {group: i for i, group in enumerate(firsts)}
+        reached = np.maximum.accumulate([place[g] for g in groups[drawn // 2].tolist()])
+        oldest = np.array([place[g] for g in groups[drawn // 2].tolist()])
+        assert (reached - oldest < WINDOW).all()
 
 
 def test_the_seed_decides_the_order():
@@ -56,8 +68,8 @@ def tables(shards):
     logits = np.repeat(np.arange(len(ids), dtype=np.float16)[:, None], 1000, axis=1)
     teacher = TeacherLogits(ids, logits)
     return (
-        PictureTable(load_pictures(shards, "seen", "sketch", 32)),
-        PictureTable(load_pictures(shards, "seen", "photo", 32, teacher)),
+        load_pictures(shards, "seen", "sketch", 32).table(),
+        load_pictures(shards, "seen", "photo", 32, teacher).table(),
     )
 
 
@@ -74,14 +86,6 @@ def make_stream(tables, rank=0, world=1, classes=(0, 2, 3), **changes):
     return PairStream(*tables, np.array(classes), rank=rank, world=world, **settings)
 
 
-def test_rows_of_classes_are_spread_over_each_class():
-    labels = np.array([0] * 7 + [1] * 3 + [2] * 4)
-    both = np.array([0, 2])
-    assert rows_of_classes(labels, both).tolist() == [*range(7), *range(10, 14)]
-    assert rows_of_classes(labels, both, 3).tolist() == [0, 2, 4, 10, 11, 12]
-    assert rows_of_classes(labels, both, 99).tolist() == rows_of_classes(labels, both).tolist()
-
-
 def test_batches_hold_what_they_say(tables):
     stream = make_stream(tables)
     batches = list(stream.epoch(0))
@@ -92,13 +96,6 @@ def test_batches_hold_what_they_say(tables):
         assert batch.photo_views.dtype == torch.uint8
         assert set(batch.photo_labels.tolist()) <= {0, 1, 2}
         assert batch.teacher_logits.shape == (8, 1000)
-
-
-def test_each_photo_brings_its_own_teachers_logits(tables):
-    _, photos = tables
-    rows = np.array([5, 0, 17])
-    assert photos.teacher(rows)[:, 0].tolist() == [5, 0, 17]
-    assert (np.diff(photos.ids) > 0).all()
 
 
 def test_an_epoch_again_is_the_same_epoch_and_another_is_another(tables):
@@ -124,16 +121,3 @@ def test_other_classes_never_enter(tables):
     for table, domain in ((sketches, "sketch"), (photos, "photo")):
         assert set(table.labels[stream._pools[domain]]) == {1, 4}
     assert make_stream(tables, per_class=1, epoch_ends="shorter").steps == 1
-
-
-def test_encoded_bytes_give_the_same_pictures_as_pixels(tables, shards, monkeypatch):
-    sketches, _ = tables
-    assert sketches._pictures.decoded
-    monkeypatch.setattr(stream_module, "_SHARE_OF_STORE", 0.0)
-    encoded = PictureTable(load_pictures(shards, "seen", "sketch", 32))
-    assert not encoded._pictures.decoded
-    for row in range(len(sketches.ids)):
-        np.testing.assert_array_equal(encoded.pixels(row), sketches.pixels(row))
-    ((pictures, rows),) = plain_batches(encoded, np.arange(3), 8)
-    assert pictures.shape == (3, 3, 32, 32)
-    assert rows.tolist() == [0, 1, 2]

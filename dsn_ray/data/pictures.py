@@ -1,0 +1,284 @@
+"""A split's pictures where training and evaluation find them: in memory, or in the shards.
+
+Pictures that fit are held in Ray's object store, decoded or as encoded bytes, which every worker of
+a node maps without a copy. More than that stays in the shards, whose row groups are read when they
+are wanted. Both give a table of rows by number.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from threading import Lock
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import torch
+from numpy.typing import NDArray
+
+from dsn_ray.data.catalog import DataError
+from dsn_ray.data.shards import Shards
+from dsn_ray.data.storage import Folder
+from dsn_ray.data.views import decode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dsn_ray.data.catalog import Domain, Split
+
+_SHARE_OF_STORE = 0.15  # for each split and domain; a sweep on two data sets loads six at a time
+WINDOW = 8
+"""Row groups among which rows read from the shards are drawn."""
+
+
+class TeacherLogits(NamedTuple):
+    """What the frozen teacher says of a split's pictures of one domain."""
+
+    ids: NDArray[np.int64]
+    """`[n]` place in the catalogue, ascending"""
+    logits: NDArray[np.float16]
+    """`[n, 1000]`"""
+
+
+class PictureTable(Protocol):
+    """Rows of pictures by number.
+
+    Attributes:
+        ids: `[n]` place in the catalogue.
+        labels: `[n]` label in the split's class list.
+        groups: `[n]` which rows are cheap to read together, ascending; None where all are.
+        is_judged: whether the teacher's logits are there.
+    """
+
+    ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    groups: NDArray[np.int64] | None
+    is_judged: bool
+
+    def pixels(self, row: int) -> NDArray[np.uint8]:
+        """One picture, uint8 `[3, px, px]`."""
+
+    def teacher(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        """Teacher logits of some rows, float32 `[len(rows), 1000]`."""
+
+
+def load_pictures(
+    shards: Shards,
+    split: "Split",
+    domain: "Domain",
+    px: int,
+    teacher: TeacherLogits | None = None,
+) -> "Pictures":
+    """Reads pictures into the object store where each node's can hold them.
+
+    They are decoded where the pixels are at most 15 % of it, else held as they are encoded where
+    that is, and else left in the shards.
+
+    Args:
+        shards: the data set.
+        split: which of its classes.
+        domain: sketches or photos.
+        px: side that training or evaluation wants.
+        teacher: logits of the pictures, which the tables then give by row.
+
+    Raises:
+        DataError: If they do not fit and lie on the disk of one of several nodes.
+    """
+    count, size = (of[f"{split}/{domain}"] for of in (shards.counts, shards.sizes))
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    room = _SHARE_OF_STORE * min(
+        node["Resources"].get("object_store_memory", 0.0) for node in nodes
+    )
+    decoded = count * 3 * px * px < room
+    if not decoded and size >= room:
+        if shards.folder.is_local and len(nodes) > 1:
+            raise DataError(
+                f"The {split} {domain} pictures of {shards.name}, {size / 2**30:.1f} GiB, do not "
+                f"fit into {room / 2**30:.1f} GiB of each node's object store, and only one node "
+                "can read them from its disk; prepare them at an address that all nodes reach."
+            )
+        held = None if teacher is None else ray.put(teacher)
+        place = shards.folder / f"split={split}" / f"domain={domain}"
+        return StoredPictures(place, domain, px, count, held)
+    rows = shards.rows(split, domain).select_columns(["id", "label", "encoded"])
+    rows = rows.rename_columns({"encoded": "picture"})
+    if decoded:
+        rows = rows.map_batches(
+            _decoded, fn_kwargs={"px": px}, batch_size=64, batch_format="pyarrow"
+        )
+    if teacher is not None:
+        rows = rows.map_batches(
+            _with_teacher,
+            fn_kwargs={"teacher": ray.put(teacher)},
+            batch_size=1024,
+            batch_format="pyarrow",
+        )
+    return HeldPictures(rows.materialize().to_arrow_refs(), domain, px, count, decoded)
+
+
+def _decoded(rows: pa.Table, px: int) -> pa.Table:
+    pixels = [decode(encoded.as_py(), px).tobytes() for encoded in rows["picture"]]
+    place = rows.column_names.index("picture")
+    return rows.set_column(place, "picture", pa.array(pixels, pa.binary()))
+
+
+def _with_teacher(rows: pa.Table, teacher: "ray.ObjectRef[TeacherLogits]") -> pa.Table:
+    chosen = _logits_of(ray.get(teacher), rows["id"].to_numpy())
+    return rows.append_column("teacher", pa.array([row.tobytes() for row in chosen], pa.binary()))
+
+
+def _logits_of(teacher: TeacherLogits, ids: NDArray[np.int64]) -> NDArray[np.float16]:
+    chosen: NDArray[np.float16] = teacher.logits[np.searchsorted(teacher.ids, ids)]
+    return chosen
+
+
+@dataclass(frozen=True)
+class HeldPictures:
+    """Pictures in the object store.
+
+    Attributes:
+        domain: sketches or photos.
+        px: side of a picture.
+        count: number of pictures.
+        blocks: references to tables with `id`, `label` and `picture`, and `teacher` for pictures
+            that the teacher has judged.
+        decoded: whether `picture` holds pixels, uint8 `[3, px, px]`; else encoded bytes.
+    """
+
+    blocks: list["ray.ObjectRef[pa.Table]"]
+    domain: "Domain"
+    px: int
+    count: int
+    decoded: bool
+
+    def table(self) -> PictureTable:
+        """Opens them in this process."""
+        return _HeldTable(self)
+
+
+class _HeldTable:
+    """Rows in the order of `id`, mapped into this process without a copy."""
+
+    groups: NDArray[np.int64] | None = None
+
+    def __init__(self, pictures: HeldPictures) -> None:
+        table = pa.concat_tables(ray.get(pictures.blocks))
+        unordered = table["id"].to_numpy()
+        self._places = np.argsort(unordered, kind="stable")
+        self._columns = {name: table[name] for name in table.column_names}
+        self._pictures = pictures
+        self.ids = unordered[self._places]
+        self.labels = table["label"].to_numpy()[self._places]
+        self.is_judged = "teacher" in self._columns
+
+    def pixels(self, row: int) -> NDArray[np.uint8]:
+        px = self._pictures.px
+        cell = self._columns["picture"][int(self._places[row])].as_buffer()
+        if self._pictures.decoded:
+            return np.frombuffer(cell, np.uint8).reshape(3, px, px)
+        return decode(cell.to_pybytes(), px)
+
+    def teacher(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        cells = (self._columns["teacher"][int(place)].as_buffer() for place in self._places[rows])
+        return torch.from_numpy(np.stack([np.frombuffer(c, np.float16) for c in cells])).float()
+
+
+@dataclass(frozen=True)
+class StoredPictures:
+    """Pictures in the shards.
+
+    Attributes:
+        folder: of the Parquet files.
+        domain: sketches or photos.
+        px: side of a picture.
+        count: number of pictures.
+        logits: of the teacher; None where it has not judged these pictures.
+    """
+
+    folder: Folder
+    domain: "Domain"
+    px: int
+    count: int
+    logits: "ray.ObjectRef[TeacherLogits] | None"
+
+    def table(self) -> PictureTable:
+        """Opens them in this process."""
+        return _StoredTable(self)
+
+
+class _StoredTable:
+    """Rows in the order in which they are stored; a few row groups are kept once they are read."""
+
+    _KEPT = 2 * WINDOW + 1
+
+    def __init__(self, pictures: StoredPictures) -> None:
+        self._pictures = pictures
+        self._lock = Lock()
+        self._kept: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
+        self._sources: list[tuple[str, int]] = []
+        ids, labels, sizes = [], [], []
+        for name in pictures.folder.names():
+            with self._open(name) as file:
+                columns = file.read(["id", "label"])
+                ids.append(columns["id"].to_numpy())
+                labels.append(columns["label"].to_numpy())
+                for group in range(file.num_row_groups):
+                    self._sources.append((name, group))
+                    sizes.append(file.metadata.row_group(group).num_rows)
+        self.ids, self.labels = np.concatenate(ids), np.concatenate(labels)
+        self.groups: NDArray[np.int64] | None = np.repeat(np.arange(len(sizes)), sizes)
+        self._starts = np.concatenate([[0], np.cumsum(sizes)])
+        self._logits = None if pictures.logits is None else ray.get(pictures.logits)
+        self.is_judged = self._logits is not None
+
+    def _open(self, name: str) -> pq.ParquetFile:
+        folder = self._pictures.folder
+        return pq.ParquetFile(f"{folder.path}/{name}", filesystem=folder.filesystem)
+
+    def _group(self, group: int) -> pa.ChunkedArray:
+        with self._lock:
+            if group not in self._kept:
+                name, number = self._sources[group]
+                with self._open(name) as file:
+                    self._kept[group] = file.read_row_group(number, ["encoded"])["encoded"]
+                if len(self._kept) > self._KEPT:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(group)
+            return self._kept[group]
+
+    def pixels(self, row: int) -> NDArray[np.uint8]:
+        group = int(np.searchsorted(self._starts, row, side="right")) - 1
+        cell = self._group(group)[row - int(self._starts[group])]
+        return decode(cell.as_py(), self._pictures.px)
+
+    def teacher(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        if self._logits is None:
+            raise ValueError("the teacher has not judged these pictures")
+        return torch.from_numpy(_logits_of(self._logits, self.ids[rows])).float()
+
+
+Pictures = HeldPictures | StoredPictures
+"""The pictures of one split and domain; small enough to be sent to workers."""
+
+
+def rows_of_classes(
+    labels: NDArray[np.int64], classes: NDArray[np.int64], per_class: int | None = None
+) -> NDArray[np.int64]:
+    """The rows of some classes, ascending, at most `per_class` of each, spread over the class."""
+    chosen = []
+    for label in classes:
+        rows = np.flatnonzero(labels == label)
+        if per_class is not None and len(rows) > per_class:
+            rows = rows[np.arange(per_class) * len(rows) // per_class]
+        chosen.append(rows)
+    return np.sort(np.concatenate(chosen))
+
+
+def plain_batches(
+    table: PictureTable, rows: NDArray[np.int64], size: int
+) -> "Iterator[tuple[torch.Tensor, NDArray[np.int64]]]":
+    """Unaugmented pictures for evaluation: uint8 `[n, 3, px, px]` and their rows, in order."""
+    for start in range(0, len(rows), size):
+        chosen = rows[start : start + size]
+        yield torch.from_numpy(np.stack([table.pixels(row) for row in chosen])), chosen

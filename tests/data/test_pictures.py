@@ -1,0 +1,165 @@
+"""Pictures held in memory and pictures read from the shards are the same pictures."""
+
+import numpy as np
+import pytest
+import torch
+
+from dsn_ray.config import AugmentConfig
+from dsn_ray.data import pictures as pictures_module
+from dsn_ray.data import preparing
+from dsn_ray.data.catalog import open_source, validation_classes
+from dsn_ray.data.pictures import (
+    HeldPictures,
+    StoredPictures,
+    TeacherLogits,
+    load_pictures,
+    plain_batches,
+    rows_of_classes,
+)
+from dsn_ray.data.preparing import prepare_shards
+from dsn_ray.data.storage import Folder
+from dsn_ray.data.stream import PairStream
+from tests.conftest import UNSEEN
+
+PX = 32
+
+
+@pytest.fixture(scope="module")
+def shards(ray_address, drawings, tmp_path_factory):
+    import ray
+
+    ray.init(address=ray_address, log_to_driver=False)
+    out = Folder.at(tmp_path_factory.mktemp("pictures") / "shards")
+    yield prepare_shards(open_source("folder:toy", drawings), out)
+    ray.shutdown()
+
+
+def logits_of(shards, domain):
+    """Logits that are the picture's id everywhere."""
+    ids = np.sort([row["id"] for row in shards.rows("seen", domain).take_all()])
+    return TeacherLogits(ids, np.repeat(ids.astype(np.float16)[:, None], 1000, axis=1))
+
+
+@pytest.fixture(params=["decoded", "encoded", "stored"])
+def share(request, monkeypatch):
+    """How much of the object store pictures may take, so that each way of holding them is met."""
+    size = {"decoded": 1.0, "encoded": 2e-4, "stored": 0.0}[request.param]
+    monkeypatch.setattr(pictures_module, "_SHARE_OF_STORE", size)
+    return request.param
+
+
+def test_every_way_gives_the_same_pictures(shards, drawings, share):
+    source = open_source("folder:toy", drawings)
+    teacher = logits_of(shards, "photo")
+    loaded = load_pictures(shards, "seen", "photo", PX, teacher)
+    assert isinstance(loaded, StoredPictures if share == "stored" else HeldPictures)
+    assert share == "stored" or loaded.decoded == (share == "decoded")
+    table = loaded.table()
+    assert sorted(table.ids) == sorted(teacher.ids)
+    assert (table.groups is None) == (share != "stored")
+    assert table.is_judged
+    rows = np.arange(len(table.ids))[::-1]
+    assert table.teacher(rows)[:, 3].tolist() == table.ids[rows].tolist()
+    for row in rows:
+        record = source.records[table.ids[row]]
+        assert shards.seen_classes[table.labels[row]] == record.class_name
+        expected = pictures_module.decode((drawings / record.path).read_bytes(), PX)
+        np.testing.assert_array_equal(table.pixels(row), expected)
+    ((batch, chosen),) = plain_batches(table, np.arange(3), 8)
+    assert batch.shape == (3, 3, PX, PX)
+    assert chosen.tolist() == [0, 1, 2]
+
+
+def test_a_few_row_groups_are_kept(shards, tmp_path, drawings, monkeypatch):
+    monkeypatch.setattr(preparing, "_ROW_GROUP_BYTES", 1)
+    writer = preparing._PartWriter(open_source("folder:toy", drawings), Folder.at(tmp_path), False)
+    source = open_source("folder:toy", drawings)
+    for part in preparing.parts_of(source):
+        if (part.split, part.domain) == ("seen", "sketch"):
+            writer(part.row(source))
+    folder = Folder.at(tmp_path) / "split=seen" / "domain=sketch"
+    table = StoredPictures(folder, "sketch", PX, 30, None).table()
+    assert table.groups.tolist() == list(range(30))
+    assert not table.is_judged
+    monkeypatch.setattr(type(table), "_KEPT", 3)
+    whole = load_pictures(shards, "seen", "sketch", PX).table()
+    place = {number: row for row, number in enumerate(whole.ids)}
+    for row in np.random.default_rng(0).integers(0, 30, 60):
+        np.testing.assert_array_equal(table.pixels(row), whole.pixels(place[table.ids[row]]))
+        assert len(table._kept) <= 3
+
+
+def test_rows_of_classes_are_spread_over_each_class():
+    labels = np.array([0] * 7 + [1] * 3 + [2] * 4)
+    both = np.array([0, 2])
+    assert rows_of_classes(labels, both).tolist() == [*range(7), *range(10, 14)]
+    assert rows_of_classes(labels, both, 3).tolist() == [0, 2, 4, 10, 11, 12]
+    assert rows_of_classes(labels, both, 99).tolist() == rows_of_classes(labels, both).tolist()
+
+
+def test_no_unseen_class_reaches_a_training_or_a_validation_batch(shards, share):
+    """The sketches and photos of training are those of the seen classes, and of no other."""
+    held_out = validation_classes(shards.seen_classes, 2, 0)
+    assert not set(held_out) & set(UNSEEN)
+    labels = {name: label for label, name in enumerate(shards.seen_classes)}
+    trained = np.array([labels[name] for name in shards.seen_classes if name not in held_out])
+    validated = np.array([labels[name] for name in held_out])
+    unseen_rows = {
+        (row["path"], row["id"])
+        for domain in ("sketch", "photo")
+        for row in shards.rows("unseen", domain).take_all()
+    }
+    unseen_ids = {number for _, number in unseen_rows}
+    tables = [load_pictures(shards, "seen", d, PX).table() for d in ("sketch", "photo")]
+    seen_pixels = {
+        table.pixels(row).tobytes(): shards.seen_classes[table.labels[row]]
+        for table in tables
+        for row in range(len(table.ids))
+    }
+    for table in tables:
+        assert not unseen_ids & set(table.ids.tolist())
+        rows = rows_of_classes(table.labels, validated)
+        assert {shards.seen_classes[label] for label in table.labels[rows]} == set(held_out)
+    stream = PairStream(
+        *tables,
+        trained,
+        sketches_per_batch=2,
+        photos_per_batch=4,
+        epoch_ends="longer",
+        per_class=None,
+        augment=AugmentConfig(shared=0.0),
+        seed=0,
+    )
+    names = [name for name in shards.seen_classes if name not in held_out]
+    for batch in stream.epoch(0):
+        for views, found in (
+            (batch.sketch_views, batch.sketch_labels),
+            (batch.photo_views, batch.photo_labels),
+        ):
+            for picture, label in zip(views[:, 0], found, strict=True):
+                shown = seen_pixels[picture.numpy().tobytes()]
+                assert shown == names[label]
+                assert shown not in {*held_out, *UNSEEN}
+
+
+def test_epochs_from_the_shards_are_the_same_for_any_number_of_workers(shards, monkeypatch):
+    monkeypatch.setattr(pictures_module, "_SHARE_OF_STORE", 0.0)
+
+    def epoch(rank, world):
+        tables = [load_pictures(shards, "seen", d, PX).table() for d in ("sketch", "photo")]
+        stream = PairStream(
+            *tables,
+            np.array([0, 2]),
+            sketches_per_batch=4,
+            photos_per_batch=4,
+            epoch_ends="longer",
+            per_class=None,
+            augment=AugmentConfig(),
+            seed=0,
+            rank=rank,
+            world=world,
+        )
+        return list(stream.epoch(1))
+
+    for alone, first, second in zip(epoch(0, 1), epoch(0, 2), epoch(1, 2), strict=True):
+        assert torch.equal(alone.photo_views, torch.cat([first.photo_views, second.photo_views]))
