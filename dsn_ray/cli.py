@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import yaml
 
 from dsn_ray.config import DEMONSTRATION, RECIPES, Config, load_config, load_yaml, parse_settings
-from dsn_ray.errors import UserError, innermost
+from dsn_ray.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -380,7 +380,9 @@ def quiet_log(name: str, folder: Path | None = None) -> "Iterator[Console]":
 
 def _first_line(error: BaseException) -> str:
     """What the innermost cause says: Ray wraps errors, and their text, several times."""
-    cause = innermost(error)
+    cause: Any = error
+    while inner := getattr(cause, "cause", None) or cause.__cause__:
+        cause = inner
     lines = [line for line in str(cause).splitlines() if line.strip()] or [""]
     if lines[0].startswith("Traceback"):
         return lines[-1]

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -99,29 +100,18 @@ def ray_cluster() -> Iterator[str]:
     address = services.canonicalize_bootstrap_address(None)
     if address is not None and not given and not _answers(address):
         address = None  # `ray start` left its address behind; nobody is there any more
-    if address is None:
-        context = ray.init(
-            address="local",
-            include_dashboard=True,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
-    else:
-        if not _answers(address):
-            raise UserError(f"No Ray cluster answers at {address}: is RAY_ADDRESS right?")
-        try:
-            # By itself Ray takes this machine's token only for a cluster that it found by itself.
+    own = _own_address() if address is None else {}
+    os.environ.update(own)
+    try:
+        if address is None:
             context = ray.init(
-                address=address if given else "auto",
+                address="local",
+                include_dashboard=True,
                 log_to_driver=False,
                 logging_level=logging.WARNING,
-                runtime_env={"env_vars": _RAY_ENVIRONMENT},
             )
-        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
-            raise UserError(
-                f"The Ray cluster at {address} did not let us in: {_reason(error)}"
-            ) from error
-    try:
+        else:
+            context = _attach(address, given)
         _quiet_data()
         if not context.dashboard_url:
             yield "not running"
@@ -129,6 +119,43 @@ def ray_cluster() -> Iterator[str]:
             yield f"http://{context.dashboard_url} (its token: ray get-auth-token)"
     finally:
         ray.shutdown()
+        for name in own:
+            del os.environ[name]
+
+
+def _own_address() -> dict[str, str]:
+    """Environment variables that give a cluster of our own an address known beforehand.
+
+    Ray's State API, by which Train frees what a stopped trial held, looks for a cluster on the
+    machine unless it is told which one: of two it may take the other's.
+    """
+    from ray._private import ray_constants
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    return {
+        ray_constants.GCS_PORT_ENVIRONMENT_VARIABLE: str(port),
+        "RAY_ADDRESS": f"127.0.0.1:{port}",
+    }
+
+
+def _attach(address: str, given: str | None) -> Any:
+    import ray
+
+    if not _answers(address):
+        raise UserError(f"No Ray cluster answers at {address}: is RAY_ADDRESS right?")
+    try:
+        # By itself Ray takes this machine's token only for a cluster that it found by itself.
+        return ray.init(
+            address=address if given else "auto",
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            runtime_env={"env_vars": _RAY_ENVIRONMENT},
+        )
+    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+        raise UserError(
+            f"The Ray cluster at {address} did not let us in: {_reason(error)}"
+        ) from error
 
 
 def allot(shape: Shape, console: Console) -> Resources:

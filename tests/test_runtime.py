@@ -199,7 +199,8 @@ def test_nodes_that_an_autoscaler_adds_are_awaited(growing):
     assert "each on 3 workers with 1 CPU" in ask(growing, 60, "token")
 
 
-def test_an_address_that_an_ended_cluster_left_behind_is_no_cluster(monkeypatch):
+def left_behind(address, monkeypatch):
+    """What `ray start` on this machine has left behind."""
     from ray._private import services
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -207,11 +208,31 @@ def test_an_address_that_an_ended_cluster_left_behind_is_no_cluster(monkeypatch)
     monkeypatch.setattr(
         services,
         "canonicalize_bootstrap_address",
-        lambda address, *rest: found(address, *rest) if address else "127.0.0.1:1",
+        lambda given, *rest: found(given, *rest) if given else address,
     )
+
+
+def test_an_address_that_an_ended_cluster_left_behind_is_no_cluster(monkeypatch):
+    left_behind("127.0.0.1:1", monkeypatch)
     with ray_cluster() as dashboard:
         assert ray.cluster_resources()["CPU"] >= 1
         assert dashboard.startswith("http://127.0.0.1:")
+
+
+@ray.remote(num_cpus=0)
+def nodes_by_state_api():
+    from ray.util.state import list_nodes
+
+    return [node.node_id for node in list_nodes()], ray.get_runtime_context().get_node_id()
+
+
+def test_of_two_clusters_on_a_machine_each_knows_its_own(ray_address, monkeypatch):
+    left_behind(None, monkeypatch)
+    with ray_cluster():
+        assert os.environ["RAY_ADDRESS"] != ray_address
+        listed, own = ray.get(nodes_by_state_api.remote())
+        assert listed == [own]
+    assert "RAY_ADDRESS" not in os.environ
 
 
 def test_resources_on_one_line():

@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from operator import itemgetter
@@ -28,7 +28,6 @@ from dsn_ray.data.catalog import DOMAINS, DataError, Domain, Record, Source, Spl
 from dsn_ray.data.shards import FORMAT, MANIFEST, REJECTED, Shards, read_manifest, where_it_lies
 from dsn_ray.data.storage import Folder
 from dsn_ray.data.views import open_rgb
-from dsn_ray.errors import innermost
 
 SHORT_SIDE = 256
 SEED = 0
@@ -172,15 +171,11 @@ def _write_parts(
         # Every part must be written where the others are, and raw pictures are on this node only.
         place = where_it_lies(out if source.root is None else Folder.at(source.root))
         job = ray.data.from_items(rows, override_num_blocks=len(rows)).map(writer, **place)
-        try:
-            for row in job.iter_rows():
-                done += row["pictures"]
-                progress(done, len(source.records))
-        except ray.exceptions.RayError as error:
-            cause = innermost(error)
-            if isinstance(cause, OSError):
-                raise cause from None
-            raise
+        for row in job.iter_rows():
+            if row["failed"]:
+                raise OSError(row["failed"])
+            done += row["pictures"]
+            progress(done, len(source.records))
     return [json.loads((out / _NOTES).read(part.note)) for part in parts]
 
 
@@ -227,18 +222,28 @@ def _finish(source: Source, out: Folder, keep: bool, notes: list[dict[str, Any]]
 
 
 class _PartWriter:
-    """Writes one part and its note; the row that it gives back counts the part's pictures."""
+    """Writes one part and its note; gives back a row with the number of its pictures.
+
+    Where nothing can be written the row says why: of an error, Ray would keep no more than a text.
+    """
 
     def __init__(self, source: Source, out: Folder, keep: bool) -> None:
         self._source, self._out, self._keep = source, out, keep
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         part = Part(row["split"], row["domain"], row["number"], [int(i) for i in row["ids"]])
+        try:
+            self._write(part, row["paths"], row["class_names"])
+        except OSError as error:
+            return {"pictures": 0, "failed": error.strerror or str(error)}
+        return {"pictures": len(part.ids), "failed": ""}
+
+    def _write(self, part: Part, paths: Iterable[str], class_names: Iterable[str]) -> None:
         rejected: list[dict[str, Any]] = []
         classes: Counter[str] = Counter()
         records = [
             Record(path, class_name, part.domain, part.split)
-            for path, class_name in zip(row["paths"], row["class_names"], strict=True)
+            for path, class_name in zip(paths, class_names, strict=True)
         ]
         with self._out.writing(part.file) as stream:
             sink = _Hashing(stream)
@@ -259,7 +264,6 @@ class _PartWriter:
             "rejected": rejected,
         }
         (self._out / _NOTES).write(part.note, json.dumps(note).encode())
-        return {"pictures": len(part.ids)}
 
     def _pictures(
         self, part: Part, records: list[Record], rejected: list[dict[str, Any]]

@@ -126,7 +126,7 @@ def read_manifest(folder: Folder) -> Shards:
     """
     try:
         manifest = json.loads(folder.read(MANIFEST))
-        if manifest["format"] != FORMAT:
+        if isinstance(manifest["format"], int) and manifest["format"] != FORMAT:
             raise DataError(f"{folder} was prepared in another format; prepare it again.")
         return Shards(
             folder=folder,
@@ -140,6 +140,8 @@ def read_manifest(folder: Folder) -> Shards:
                 )
             },
         )
+    except DataError:
+        raise
     except (OSError, KeyError, TypeError, ValueError):
         raise DataError(
             f"{folder} is not a prepared shard folder: its {MANIFEST} is missing or broken."

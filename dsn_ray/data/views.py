@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.nn import functional
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ def open_rgb(encoded: bytes, least_px: int | None = None) -> Image.Image:
             return _on_white(image)
     except UndecodablePicture:
         raise
+    except UnidentifiedImageError:
+        raise UndecodablePicture(f"it is none of {', '.join(FORMATS)}") from None
     except Exception as error:  # the decoders let nearly any exception escape on broken bytes
         raise UndecodablePicture(f"{type(error).__name__}: {error}") from error
 
