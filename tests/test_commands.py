@@ -162,7 +162,7 @@ def bad_inputs(drawings):
         ),
         "a place that is no place": (
             [*space, *data, "--storage", "no://where"],
-            "--storage no://where/",
+            "cannot be reached: Unrecognized filesystem type",
         ),
     }
 
