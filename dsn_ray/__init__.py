@@ -7,9 +7,14 @@
         official.py   published ones: layouts, lists, splits
         folders.py    folders of one's own
         openmoji.py   the embedded demonstration data
-        shards.py     raw pictures -> checked Parquet shards
+        preparing.py  raw pictures -> checked Parquet shards
+        verify.py     what is wrong with raw pictures, and what is missing
+        shards.py     finished shards
+        storage.py    folders here or behind a URL
         views.py      the three views of a picture
-        stream.py     Ray's object store -> batches of paired sketch and photo views
+        pictures.py   shards -> pictures by row number, in Ray's object store or as they lie
+        stream.py     pictures -> batches of paired sketch and photo views
+        preview.py    a picture of the views
         semantics.py  class -> row over the ImageNet classes
         teaching.py   the teacher's logits, computed once per data set and kept
     model/          the network: backbones, heads, weights, teacher, batch norm across ranks
@@ -20,9 +25,9 @@
     search.py, progress.py, final.py    a sweep's searcher, its view, and the final job
     runtime.py      Ray's start-up
     cli.py          what the commands share
-    train.py tune.py evaluate.py mask.py    the verbs: python -m dsn_ray.<verb>
+    prepare.py train.py tune.py evaluate.py mask.py    the verbs: python -m dsn_ray.<verb>
 
-One way through the house: catalog -> shards -> stream -> worker (learner: network, objective) ->
+One way through the house: catalog -> shards -> pictures -> stream -> worker (learner: network, objective) ->
 checkpoint -> features -> metrics. `model`, `objective` and `retrieval` know no Ray.
 """
 

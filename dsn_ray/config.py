@@ -244,8 +244,7 @@ DEMONSTRATION: dict[str, Any] = {
     "optimizer.lr_end": 1e-5,
     "train.epochs": 3,
 }
-"""Settings of the embedded demonstration: small pictures and batches, for two cores. Its learning
-rate is the best of 1e-4, 3e-4, 1e-3 and 3e-3 on its own unseen classes: it shows the tool."""
+"""Settings of the embedded demonstration: small pictures and batches, for two cores."""
 
 
 def parse_config(tree: object, where: str) -> Config:

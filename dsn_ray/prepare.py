@@ -70,9 +70,9 @@ def _prepare(parsed: argparse.Namespace, source: "Source", console: "Console") -
     console.print(str(out), soft_wrap=True)
 
 
-def _verify(parsed: argparse.Namespace, console: "Console") -> None:
-    missing: list[Record] = []
-    source = _open(parsed, missing)
+def _verify(
+    parsed: argparse.Namespace, source: "Source", missing: "list[Record]", console: "Console"
+) -> None:
     with _progress(console, f"{source.name}: reading every picture") as progress:
         found = run_verify(source, missing, progress)
     if parsed.json:
@@ -180,13 +180,13 @@ def main(arguments: list[str] | None) -> None:
     if parsed.preview is not None and parsed.preview < 1:
         raise UserError(f"--preview {parsed.preview}: at least 1 is needed.")
     cli.check_json(parsed.json)
-    if parsed.verify:
-        with cli.quiet_log("prepare") as console:
-            _verify(parsed, console)
-        return
-    source = _open(parsed)
+    missing: list[Record] = []
+    source = _open(parsed, missing if parsed.verify else None)
     with cli.quiet_log("prepare") as console:
-        _prepare(parsed, source, console)
+        if parsed.verify:
+            _verify(parsed, source, missing, console)
+        else:
+            _prepare(parsed, source, console)
 
 
 if __name__ == "__main__":

@@ -290,12 +290,14 @@ def run_training(
 def _run(training: Training, run: cli.Run, shape: "Shape") -> Path:
     """Runs or resumes a training in its folder."""
     from dsn_ray.data.shards import locate
+    from dsn_ray.model import imagenet_weights
     from dsn_ray.progress import training_progress
     from dsn_ray.runtime import allot, ray_cluster, refuse_local_storage_on_many_nodes
 
     config, (name, root) = training.config, training.data
     found = locate(name, root)
     check_fits(config, found.seen_classes, shape.workers or 1, validate=False)
+    imagenet_weights(config.network.backbone, config.network.weights)
     with cli.quiet_log("ray", run.folder) as console:
         try:
             with ray_cluster() as dashboard:

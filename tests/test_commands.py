@@ -115,6 +115,15 @@ def test_one_training_and_its_checkpoint(here, attached, drawings, capfd):
     checkpoint = Path(capfd.readouterr().out.splitlines()[-1])
     assert {"state.pt", "about.json"} <= {path.name for path in checkpoint.iterdir()}
 
+    before = (checkpoint / "state.pt").read_bytes()
+    assert train.main(["--resume", "--name", "one", "--workers", "1"]) == 0
+    again = capfd.readouterr().out
+    assert "Random weights: these numbers say nothing" in again
+    assert Path(again.splitlines()[-1]) == checkpoint
+    assert (checkpoint / "state.pt").read_bytes() == before
+    assert train.main([*data, "--resume", "--name", "one", "--set=loss.tau=0.5"]) == 2
+    assert "disagree on" in capfd.readouterr().err
+
 
 @pytest.mark.parametrize(
     ("options", "message"),
