@@ -27,8 +27,8 @@
     cli.py          what the commands share
     prepare.py train.py tune.py evaluate.py mask.py    the verbs: python -m dsn_ray.<verb>
 
-One way through the house: catalog -> shards -> pictures -> stream -> worker (learner: network, objective) ->
-checkpoint -> features -> metrics. `model`, `objective` and `retrieval` know no Ray.
+One way through the house: catalog -> shards -> pictures -> stream -> worker (learner: network,
+objective) -> checkpoint -> features -> metrics. `model`, `objective` and `retrieval` know no Ray.
 """
 
 from importlib import import_module
