@@ -342,6 +342,12 @@ def _evaluate(
     found = locate(*(data or (opened.data, opened.root)))
     if opened.config.network.weights == "none":
         console.print(cli.RANDOM_WEIGHTS)
+    if trained_on := sorted(set(opened.classes) & set(found.unseen_classes)):
+        console.print(
+            f"{len(trained_on)} of the {len(found.unseen_classes)} unseen classes are classes that "
+            f"this checkpoint was trained on, so this is not zero-shot: {', '.join(trained_on)}.",
+            soft_wrap=True,
+        )
     with ray_cluster():
         resources = allot(shape, console)
         shards, px = open_shards(found), opened.config.data.px

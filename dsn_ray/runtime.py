@@ -196,6 +196,8 @@ def allot(shape: Shape, console: Console) -> Resources:
                 Resources(workers, float(n), 0.0, concurrent) for n in range(int(share), 1, -1)
             )
             cpus_each = next((r.cpus_per_worker for r in shares if _fits(r)), cpus_each)
+    if not cpus_each and not gpus_each:
+        raise UserError("--cpus-per-worker 0: without a GPU a worker needs some of a CPU.")
     chosen = Resources(workers, cpus_each, gpus_each, concurrent)
 
     for name, each, option in (

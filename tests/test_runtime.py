@@ -199,6 +199,15 @@ def test_nodes_that_an_autoscaler_adds_are_awaited(growing):
     assert "each on 3 workers with 1 CPU" in ask(growing, 60, "token")
 
 
+def test_a_worker_needs_something(ray_address):
+    ray.init(address=ray_address, log_to_driver=False)
+    try:
+        with pytest.raises(UserError, match="--cpus-per-worker 0: without a GPU"):
+            allot(Shape(cpus_per_worker=0), Console())
+    finally:
+        ray.shutdown()
+
+
 def left_behind(address, monkeypatch):
     """What `ray start` on this machine has left behind."""
     from ray._private import services

@@ -73,10 +73,14 @@ class Folder:
         return bool(info.type == fs.FileType.File)
 
     def names(self) -> list[str]:
-        """The names of its files, sorted; none where it does not exist."""
+        """The names of its files, sorted; none where it does not exist.
+
+        Hidden ones are left out: a process that was killed leaves what it was writing.
+        """
         chosen = fs.FileSelector(self.path, allow_not_found=True)
         infos = self.filesystem.get_file_info(chosen)
-        return sorted(i.base_name for i in infos if i.type == fs.FileType.File)
+        files = (info.base_name for info in infos if info.type == fs.FileType.File)
+        return sorted(name for name in files if not name.startswith("."))
 
     def is_used(self) -> bool:
         """Whether there is anything in it."""

@@ -91,6 +91,8 @@ def read_all(source: Source, progress: Progress | None = None) -> list[tuple[str
         the file cannot be read, the second where nothing is wrong.
     """
     total = len(source.records)
+    if not total:
+        return []
     rows = [
         {
             "start": start,

@@ -48,6 +48,13 @@ def test_a_file_that_is_not_finished_leaves_nothing(tmp_path):
     assert folder.read("kept") == b"before"
 
 
+def test_what_a_killed_process_leaves_is_no_file(tmp_path):
+    folder = Folder.at(tmp_path)
+    folder.write("part.parquet", b"whole")
+    (tmp_path / ".part.parquet.ab12cd34").write_bytes(b"half")
+    assert folder.names() == ["part.parquet"]
+
+
 def test_places_are_named_as_people_do(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert str(Folder.at("a") / "b") == str(tmp_path / "a" / "b")
