@@ -18,7 +18,7 @@ and the expected AP is its mean over the hits. The hit is among the first K with
 
 import warnings
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -27,9 +27,19 @@ from numpy.typing import ArrayLike, NDArray
 from dsn_ray.retrieval.itq import Features, Variant, feature_matrix, fit_itq
 
 ItqFit = Literal["queries", "gallery"]
-_ITQ_OF_PROTOCOL: dict[str, tuple[Variant, ItqFit]] = {
-    "published": ("release", "queries"),
-    "standard": ("textbook", "gallery"),
+
+
+class _Coding(NamedTuple):
+    """How a protocol makes binary codes."""
+
+    variant: Variant
+    fit: ItqFit
+    own_means: bool  # each side is centred by its own mean, else both by that of the fit
+
+
+_CODING = {
+    "published": _Coding("release", "queries", own_means=True),
+    "standard": _Coding("textbook", "gallery", own_means=False),
 }
 
 # Cosines nearer than one step are ties. A step is far above float64's rounding, which would split
@@ -77,8 +87,9 @@ def evaluate_features(
 ) -> list[dict[str, Any]]:
     """Search the gallery with every query and rate the rankings.
 
-    Real-valued codes are compared by cosine, binary ones (ITQ, as many bits as dimensions) by
-    Hamming distance. A gallery item is a hit where its label equals the query's.
+    Real-valued codes are compared by cosine, binary ones by Hamming distance: ITQ of the features
+    at length 1, as many bits as dimensions. A gallery item is a hit where its label equals the
+    query's.
 
     - Protocol `published`: VOC-interpolated AP, averaged over the queries of a class and then over
       classes, Prec@K likewise; ITQ variant `release`, fitted on the queries, each side centred by
@@ -138,17 +149,19 @@ def evaluate_features(
     bits = queries.shape[1]
 
     def rate(query_side: NDArray[Any], gallery_side: NDArray[Any]) -> NDArray[np.float64]:
-        units = _unit_rows(query_side), _unit_rows(gallery_side)
-        return _rate_queries(units[0], query_classes, units[1], gallery_classes, precision_at, seed)
+        return _rate_queries(
+            query_side, query_classes, gallery_side, gallery_classes, precision_at, seed
+        )
 
+    queries, gallery = _unit_rows(queries), _unit_rows(gallery)
     real = rate(queries, gallery)
     ratings = {("real", "published"): real, ("real", "standard"): real}
     if binary:
-        for protocol, (variant, fit) in _ITQ_OF_PROTOCOL.items():
-            sides = _binary_codes(
-                queries, gallery, itq_variant or variant, fit if itq_fit is None else itq_fit, seed
-            )
-            ratings["binary", protocol] = rate(*sides)
+        for protocol, coding in _CODING.items():
+            coding = coding._replace(variant=itq_variant or coding.variant)
+            fit = coding.fit if itq_fit is None else itq_fit
+            corners = _binary_codes(queries, gallery, coding, fit, seed)
+            ratings["binary", protocol] = rate(*map(_unit_rows, corners))
 
     rows = []
     for (codes, protocol), (plain, interpolated, precision) in ratings.items():
@@ -168,17 +181,18 @@ def evaluate_features(
 def _binary_codes(
     queries: NDArray[np.float64],
     gallery: NDArray[np.float64],
-    variant: Variant,
+    coding: _Coding,
     fit: ItqFit | Features,
     seed: int,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Both sides as corners of the cube; variant `release` centres each by its own mean."""
-    basis: Features = fit
+    """Unit rows of both sides to corners of the cube."""
     if isinstance(fit, str):
         basis = {"queries": queries, "gallery": gallery}[fit]
-    fitted = fit_itq(basis, queries.shape[1], seed=seed, variant=variant)
+    else:
+        basis = _unit_rows(feature_matrix(fit, "itq_fit"))
+    fitted = fit_itq(basis, queries.shape[1], seed=seed, variant=coding.variant)
     encoders = [fitted, fitted]
-    if variant == "release":
+    if coding.own_means:
         encoders = [replace(fitted, mean=side.mean(axis=0)) for side in (queries, gallery)]
     return _signs(encoders[0].encode(queries)), _signs(encoders[1].encode(gallery))
 
