@@ -49,7 +49,7 @@ class LossConfig(Section):
     """Weight of the memory loss L_ml."""
     lambda3: float = Field(1.0, ge=0, allow_inf_nan=False)
     """Weight of classification and distillation, L_cls + L_ask."""
-    tau: float = Field(0.07, gt=0, allow_inf_nan=False)
+    tau: float = Field(0.07, ge=1e-3, allow_inf_nan=False)
     """Temperature of the contrastive loss."""
     contrastive: Literal["mean", "sum"] = "mean"
     """Over the anchors; eq. 2 prints the sum, lambda1 = 0.1 goes with the mean."""
@@ -78,13 +78,13 @@ class MemoryConfig(Section):
 class OptimizerConfig(Section):
     """Adam with a learning rate that falls exponentially."""
 
-    lr: float = Field(1e-4, gt=0)
+    lr: float = Field(1e-4, gt=0, allow_inf_nan=False)
     """Learning rate of the first step."""
-    lr_end: float = Field(1e-7, gt=0)
+    lr_end: float = Field(1e-7, gt=0, allow_inf_nan=False)
     """Learning rate of the last step, or of the step after it where it falls by epochs."""
     decay: Literal["step", "epoch"] = "step"
     """How often the learning rate falls."""
-    weight_decay: float = Field(5e-4, ge=0)
+    weight_decay: float = Field(5e-4, ge=0, allow_inf_nan=False)
     """Coupled (L2) weight decay."""
 
 
@@ -134,7 +134,7 @@ class AugmentConfig(Section):
     """Greatest rotation either way."""
     shift: float = Field(0.5, ge=0, le=1)
     """Probability of a shift within the shared move."""
-    shift_px: float = Field(10.0, ge=0)
+    shift_px: float = Field(10.0, ge=0, allow_inf_nan=False)
     """Greatest shift along each axis, in pixels of a picture 224 pixels wide."""
     centre: Literal["picture", "corner"] = "picture"
     """The fixed point of scale and rotation; the corner is a fault of the released code."""

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional
 
 from dsn_ray.config import Config
 from dsn_ray.data.stream import Batch
@@ -19,6 +18,7 @@ from dsn_ray.model.teacher import Teacher
 from dsn_ray.objective import (
     LossTerms,
     MemoryBank,
+    classification_loss,
     cross_modal_contrastive_loss,
     dsn_loss,
     semantic_distillation_loss,
@@ -140,7 +140,7 @@ class Learner:
                 config.loss.contrastive,
             ),
             memory=self.bank.loss(pulled, all_photo_labels),
-            classification=functional.cross_entropy(output.class_logits, labels),
+            classification=classification_loss(output.class_logits, labels),
             distillation=semantic_distillation_loss(
                 output.teacher_logits[taught],
                 self._judgement(batch, views[:first][taught]),

@@ -72,7 +72,7 @@ def test_a_setting_reaches_its_place(value):
         ({"loss.lamda1": 1}, "loss.lamda1 is not a setting; section loss has loss.lambda1"),
         ({"los.lambda1": 1}, "los.lambda1 is not a setting; the sections are network, loss"),
         ({"loss": 1}, "loss is not a setting"),
-        ({"loss.tau": 0}, "loss.tau: input should be greater than 0"),
+        ({"loss.tau": 0}, "loss.tau: input should be greater than or equal to 0.001"),
         ({"memory.k": 0}, "memory.k: input should be greater than or equal to 1"),
         ({"network.backbone": "vgg"}, "'cse_resnet50' or 'efficientnet_lite0'"),
         ({"train.epochs": "many"}, "train.epochs: input should be a valid integer"),
@@ -127,7 +127,7 @@ def test_a_file_may_hold_some_sections(tmp_path):
         ("- 1", "the whole file"),
         ("augment: {scale_range: [0, 0]}", "scale_range: two numbers above 0 are needed"),
         ("augment: {scale_range: [2, 1]}", "the least first"),
-        ("loss: {tau: -1}", "loss.tau: input should be greater than 0 (given: -1)"),
+        ("loss: {tau: -1}", "loss.tau: input should be greater than or equal to 0.001 (given: -1)"),
     ],
 )
 def test_a_bad_file_is_named_with_its_key(tmp_path, text, message):

@@ -114,15 +114,16 @@ def svd_start(classifier_weight: Tensor, d: int) -> tuple[Tensor, Tensor]:
         ``U_d [classes, d]``; their product is the best approximation of W of rank d.
 
     Raises:
-        ValueError: If d is larger than the smaller side of W.
+        ValueError: If d is not from 1 to the rank of W.
     """
-    largest = min(classifier_weight.shape)
-    if d > largest:
-        raise ValueError(
-            f"An embedding of {d} numbers cannot start from a classifier of rank {largest}; "
-            f"choose at most {largest}, or random weights."
-        )
     u, s, vh = torch.linalg.svd(classifier_weight, full_matrices=False)
+    resolution = torch.finfo(s.dtype).eps * max(classifier_weight.shape) * s[0]
+    rank = int((s > resolution).sum())
+    if not 1 <= d <= rank:
+        raise ValueError(
+            f"d must be from 1 to {rank}, the rank of the classifier that the embedding starts "
+            f"from, not {d}."
+        )
     return s[:d, None] * vh[:d], u[:, :d].contiguous()
 
 

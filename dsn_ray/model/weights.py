@@ -1,6 +1,7 @@
 """ImageNet weights: where they come from, and their names turned into ours."""
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +19,11 @@ from dsn_ray.model.cse_resnet import CseResNet50
 from dsn_ray.model.efficientnet_lite import EfficientNetLite0
 
 IMAGENET_CLASSES = 1000
+_SE_FILE = (
+    "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-cadene/"
+    "se_resnet50-ce0d4300.pth"
+)
+_SE_HEAD = re.compile(r"^(fc|classifier)\.")
 
 
 class MissingWeights(UserError):  # noqa: N818 - the name says what is wrong
@@ -58,11 +64,16 @@ class ImagenetWeights:
 def from_se_names(published: Mapping[str, Tensor]) -> ImagenetWeights:
     """Turn a state dict with the names of timm's ``legacy_seresnet50`` into CSE-ResNet-50's.
 
-    Every second layer of a squeeze-excite unit gets the column of zeros that the domain meets.
+    Every second layer of a squeeze-excite unit gets the column of zeros that the domain meets. The
+    classifier may be called `last_linear`, `fc` or `classifier`, and all names may start with
+    `module.`, as data-parallel training leaves them.
 
     Raises:
         ValueError: If names are missing or unexpected or shapes differ; it names them.
     """
+    published = {
+        _SE_HEAD.sub("last_linear.", n.removeprefix("module.")): t for n, t in published.items()
+    }
     state = dict(published)
     for name, tensor in published.items():
         if name.endswith((".se_module.fc1.weight", ".se_module.fc2.weight")):
@@ -128,8 +139,8 @@ def _fetch_se() -> Mapping[str, Tensor]:
     except Exception as error:  # the hub's clients raise errors of many kinds
         raise MissingWeights(
             "The ImageNet weights of cse_resnet50 cannot be fetched through timm "
-            f"({_first_line(error)}); install timm and open the network, or get the state dict of "
-            "timm's legacy_seresnet50 as a file and give it as --weights FILE."
+            f"({_first_line(error)}); install timm and open the network, or download {_SE_FILE} "
+            "(timm's legacy_seresnet50) to any place and give it as --weights FILE."
         ) from error
 
 
@@ -163,6 +174,8 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         raise MissingWeights(f"{error.strerror}.") from error
     except Exception as error:  # what torch.load raises depends on the bytes it meets
         raise MissingWeights("This is not a file of torch.save.") from error
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
     if not isinstance(state, Mapping):
         raise MissingWeights(f"This holds a {type(state).__name__} and not a state dict.")
     return state

@@ -85,8 +85,9 @@ class MemoryBank(nn.Module):
             [self.features[touched][old], sketch_features.detach().to(self.features.dtype)]
         )
 
-        photo_sum = torch.zeros_like(self.features[:, 0])
-        photo_sum.index_add_(0, image_labels, image_features.detach().to(photo_sum.dtype))
+        # A product, since adding by index is in no fixed order on a GPU.
+        members = functional.one_hot(image_labels, self.num_classes).to(self.features.dtype)
+        photo_sum = members.T @ image_features.detach().to(self.features.dtype)
         # The cosine to a sum is the cosine to the mean; without photos it is 0 for everyone, and
         # the stable sorts below then keep the present order.
         closeness = functional.cosine_similarity(candidates, photo_sum[labels], dim=1)

@@ -64,6 +64,15 @@ def test_cse_resnet_hears_the_domain_once_its_column_is_not_zero():
     assert (photo - sketch).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("head", ["last_linear", "fc", "classifier"])
+def test_the_original_names_and_wrappers_are_understood(tmp_path, published_se_resnet, head):
+    state = published_se_resnet.state_dict()
+    renamed = {"module." + name.replace("last_linear", head): v for name, v in state.items()}
+    torch.save({"state_dict": renamed, "epoch": 3}, tmp_path / "weights.pth")
+    weights = imagenet_weights("cse_resnet50", str(tmp_path / "weights.pth"))
+    assert weights.digest == load_se_weights(CseResNet50(), state).digest
+
+
 def test_se_weights_of_an_old_checkpoint_lack_only_batch_counts(published_se_resnet):
     state = published_se_resnet.state_dict()
     old = {name: value for name, value in state.items() if "num_batches_tracked" not in name}
@@ -203,8 +212,8 @@ def test_a_file_without_weights_is_named(tmp_path, content):
 
 def test_a_file_of_another_network_is_named(tmp_path):
     path = tmp_path / "weights.pth"
-    torch.save({"fc.weight": torch.ones(2)}, path)
-    with pytest.raises(ValueError, match=rf"{path}: .*unexpected: fc\.weight"):
+    torch.save({"head.weight": torch.ones(2)}, path)
+    with pytest.raises(ValueError, match=rf"{path}: .*unexpected: head\.weight"):
         imagenet_weights("cse_resnet50", str(path))
 
 
@@ -214,7 +223,9 @@ def test_se_weights_that_cannot_be_fetched_say_what_to_get(monkeypatch):
 
     monkeypatch.setattr(timm, "create_model", offline)
     imagenet_weights.cache_clear()
-    with pytest.raises(MissingWeights, match=r"\(no route to host\).*legacy_seresnet50.*--weights"):
+    with pytest.raises(
+        MissingWeights, match=r"\(no route to host\).*https://.*se_resnet50.*--weights"
+    ):
         imagenet_weights("cse_resnet50")
 
 

@@ -33,8 +33,10 @@ def test_svd_start_is_the_best_approximation_of_its_rank(d):
 
 
 def test_svd_start_beyond_the_rank_is_refused():
-    with pytest.raises(ValueError, match="rank 40"):
-        svd_start(torch.ones(40, 60), 41)
+    with pytest.raises(ValueError, match=r"d must be from 1 to 40, .* not 41"):
+        svd_start(torch.randn(40, 60), 41)
+    with pytest.raises(ValueError, match=r"d must be from 1 to 1, .* not 2"):
+        svd_start(torch.ones(40, 60), 2)
 
 
 @torch.no_grad()
