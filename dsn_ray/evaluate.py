@@ -200,10 +200,13 @@ def _rate(
         )
 
     once = ~np.isin(gallery.ids, unseen.repeated)
-    listed = rows(np.ones_like(once))
-    if once.all():
-        return listed
-    return listed + [{**row, "deduplicated": True} for row in rows(once)]
+    try:
+        listed = rows(np.ones_like(once))
+        if once.all():
+            return listed
+        return listed + [{**row, "deduplicated": True} for row in rows(once)]
+    except ValueError as error:
+        raise UserError(f"The unseen pictures cannot be rated: {error}.") from None
 
 
 class _Features(NamedTuple):

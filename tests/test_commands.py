@@ -124,6 +124,14 @@ def test_one_training_and_its_checkpoint(here, attached, drawings, capfd):
     assert train.main([*data, "--resume", "--name", "one", "--set=loss.tau=0.5"]) == 2
     assert "disagree on" in capfd.readouterr().err
 
+    state = torch.load(checkpoint / "state.pt", weights_only=True)
+    state["network"]["embedding.bias"].fill_(torch.nan)
+    torch.save(state, checkpoint / "state.pt")
+    assert evaluate.main(["--checkpoint", str(checkpoint), "--workers", "1"]) == 2
+    said = capfd.readouterr().err.strip()
+    assert "cannot be rated: query_features must be finite" in said
+    assert "\n" not in said
+
 
 @pytest.mark.parametrize(
     ("options", "message"),
@@ -185,7 +193,7 @@ def test_bad_input_is_one_line_and_status_two(here, drawings, capfd, monkeypatch
     assert said.startswith("error: ")
     assert message in said
     assert "\n" not in said
-    assert not list((here / "runs").glob("*")) if (here / "runs").exists() else True
+    assert not list((here / "runs").glob("*"))
 
 
 def test_features_of_ones_own_are_rated(here, capsys):
@@ -211,6 +219,18 @@ def test_features_of_ones_own_are_rated(here, capsys):
     assert changed
     assert all(codes == "binary" for codes, _, _ in changed)
     capsys.readouterr()
+    for (name, fault), message in {
+        ("query_features", "nan"): "query_features must be finite",
+        ("query_features", "narrow"): "must have the same number of columns, got 7 and 8",
+        ("gallery_features", "empty"): "gallery_features must hold at least one row",
+    }.items():
+        features = arrays[name]
+        spoilt = {"nan": features * np.nan, "narrow": features[:, 1:], "empty": features[:0]}
+        np.savez("features.npz", **{**arrays, name: spoilt[fault]})
+        assert evaluate.main(["--features", "features.npz"]) == 2
+        said = capsys.readouterr().err.strip()
+        assert said.startswith("error: --features features.npz: ")
+        assert message in said
     del arrays["gallery_labels"]
     np.savez("features.npz", **arrays)
     assert evaluate.main(["--features", "features.npz"]) == 2

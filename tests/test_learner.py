@@ -118,6 +118,37 @@ def test_the_gradient_of_every_loss_reaches_the_backbone():
         assert learner.network.backbone.conv.weight.grad.abs().sum() > 0, name
 
 
+@pytest.mark.parametrize(
+    ("name", "reached", "pictures"),
+    [
+        ("contrastive", {"embedding", "projection"}, "augmented"),
+        ("memory", set(), "first photos"),
+        ("classification", {"embedding", "classifier"}, "first"),
+        ("distillation", {"embedding", "teacher_head"}, "first photos"),
+    ],
+)
+def test_each_loss_reaches_its_own_pictures_and_parts_alone(name, reached, pictures):
+    learner = make_learner()
+    trunks = []
+
+    def kept(module, inputs, output):
+        output.retain_grad()
+        trunks.append(output)
+
+    learner.network.backbone.register_forward_hook(kept)
+    batch = make_batch()
+    getattr(learner.losses(batch), name).backward()
+    for part in ("embedding", "projection", "classifier", "teacher_head"):
+        gradients = [p.grad for p in getattr(learner.network, part).parameters()]
+        assert any(g is not None and g.any() for g in gradients) == (part in reached), part
+    first, sketches = len(batch.sketch_labels) + len(batch.photo_labels), len(batch.sketch_labels)
+    rows = torch.zeros(3 * first, dtype=torch.bool)
+    spans = {"augmented": slice(first, None), "first photos": slice(sketches, first)}
+    rows[spans.get(pictures, slice(first))] = True
+    touched = trunks[0].grad.any(dim=1)
+    assert torch.equal(touched, rows)
+
+
 def test_the_rate_falls_exponentially_to_its_end():
     learner = make_learner({"optimizer.lr": 1e-3, "optimizer.lr_end": 1e-6})
     rates = []

@@ -129,7 +129,10 @@ def _with_teacher(rows: pa.Table, teacher: "ray.ObjectRef[TeacherLogits]") -> pa
 
 
 def _logits_of(teacher: TeacherLogits, ids: NDArray[np.int64]) -> NDArray[np.float16]:
-    chosen: NDArray[np.float16] = teacher.logits[np.searchsorted(teacher.ids, ids)]
+    places = np.searchsorted(teacher.ids, ids).clip(max=len(teacher.ids) - 1)
+    if not np.array_equal(teacher.ids[places], ids):
+        raise ValueError("the teacher has not judged all of these pictures")
+    chosen: NDArray[np.float16] = teacher.logits[places]
     return chosen
 
 

@@ -16,6 +16,7 @@ from dsn_ray.model import Teacher, imagenet_weights
 from dsn_ray.model.weights import ImagenetWeights
 
 _BATCH = 32
+_WAY = "1"  # of turning a stored picture into the teacher's input; to be raised when it changes
 _CPUS = 0.5  # of an actor: reading the pictures needs the rest, or the job waits for ever
 
 
@@ -23,7 +24,8 @@ def teacher_logits(shards: Shards, config: Config, domain: Domain) -> TeacherLog
     """What the teacher says of the seen sketches or photos as they are stored.
 
     The result is kept in the shard folder under the weights' digest and the teacher's picture
-    size, so that other weights or sizes never meet an old result.
+    size, with the fingerprint of the pictures inside. One that was made of other pictures or in
+    another way, or is incomplete or damaged, is made anew.
 
     Args:
         shards: the data set.
@@ -36,16 +38,32 @@ def teacher_logits(shards: Shards, config: Config, domain: Domain) -> TeacherLog
     weights = imagenet_weights(config.network.backbone, config.network.weights)
     which = weights.digest[:16] if weights else f"random-{config.network.backbone}"
     kept = f"teacher-{domain}-{which}-{config.data.teacher_px}.parquet"
-    if not shards.folder.holds(kept):
-        _compute(shards, config, weights, domain, kept)
-    table = pq.read_table(pa.BufferReader(shards.folder.read(kept)))
+    table = _kept(shards, domain, kept)
+    if table is None:
+        table = _compute(shards, config, weights, domain, kept)
     logits = np.frombuffer(b"".join(table["logits"].to_pylist()), np.float16)
     return TeacherLogits(table["id"].to_numpy(), logits.reshape(len(table), -1))
 
 
+def _origin(shards: Shards) -> dict[str, str]:
+    return {"fingerprint": shards.fingerprint, "as_raw": str(shards.kept), "way": _WAY}
+
+
+def _kept(shards: Shards, domain: Domain, name: str) -> pa.Table | None:
+    if not shards.folder.holds(name):
+        return None
+    try:
+        table = pq.read_table(pa.BufferReader(shards.folder.read(name)))
+    except pa.ArrowInvalid:
+        return None
+    origin = {key.encode(): value.encode() for key, value in _origin(shards).items()}
+    fits = origin.items() <= (table.schema.metadata or {}).items()
+    return table if fits and len(table) == shards.counts[f"seen/{domain}"] else None
+
+
 def _compute(
     shards: Shards, config: Config, weights: ImagenetWeights | None, domain: Domain, kept: str
-) -> None:
+) -> pa.Table:
     cluster = ray.cluster_resources()
     on_gpu = cluster.get("GPU", 0) >= 1
     rows = shards.rows("seen", domain).select_columns(["id", "encoded"])
@@ -65,6 +83,7 @@ def _compute(
         num_cpus=_CPUS,
     )
     table = pa.concat_tables(ray.get(judged.to_arrow_refs())).sort_by("id")
+    table = table.replace_schema_metadata(_origin(shards))
     try:
         with shards.folder.writing(kept) as stream:
             pq.write_table(table, stream)
@@ -73,6 +92,7 @@ def _compute(
         raise DataError(
             f"{shards.folder}: the teacher's logits cannot be written there ({reason})."
         ) from None
+    return table
 
 
 class _Judge:

@@ -2,21 +2,25 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dsn_ray.objective import semantic_distillation_loss
 
 
-def test_equals_the_slow_loop():
-    generator = torch.Generator().manual_seed(0)
-    student, teacher = torch.randn(2, 5, 7, generator=generator, dtype=torch.float64)
-    mask = torch.rand(5, 7, generator=generator, dtype=torch.float64)
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10_000), st.integers(1, 12), st.sampled_from([1, 7, 1000]))
+def test_equals_the_slow_loop(seed, n, classes):
+    generator = torch.Generator().manual_seed(seed)
+    student, teacher = torch.randn(2, n, classes, generator=generator, dtype=torch.float64)
+    mask = torch.rand(n, classes, generator=generator, dtype=torch.float64)
     total = 0.0
     for s, t, a in zip(student.tolist(), teacher.tolist(), mask.tolist(), strict=True):
         bent = [math.exp(x + 0.3 * y) for x, y in zip(t, a, strict=True)]
         log_sum = math.log(sum(math.exp(x) for x in s))
         total -= sum(b / sum(bent) * (x - log_sum) for b, x in zip(bent, s, strict=True))
     value = semantic_distillation_loss(student, teacher, mask, 0.3)
-    assert float(value) == pytest.approx(total / 5, abs=1e-10)
+    assert float(value) == pytest.approx(total / n, abs=1e-10)
 
 
 def test_gradient_reaches_the_student_alone():

@@ -173,6 +173,43 @@ def test_loss_is_the_mean_negative_cosine_over_photos_with_a_prototype():
     assert torch.equal(images.grad[2:], torch.zeros(2, 5))
 
 
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 100_000), st.integers(1, 5), st.integers(1, 4))
+def test_loss_equals_the_slow_loop(seed, classes, k):
+    generator = torch.Generator().manual_seed(seed)
+    bank, slow = MemoryBank(classes, k, 6).double(), SlowBank(classes, k)
+    for _ in range(2):
+        batch = [
+            t.double() if t.is_floating_point() else t for t in random_batch(generator, classes, 6)
+        ]
+        bank.update(*batch)
+        slow.update(*batch)
+    images, labels = batch[2].requires_grad_(), batch[3]
+    cosines = []
+    for image, c in zip(images.detach(), labels.tolist(), strict=True):
+        if slow.kept[c]:
+            prototype = sum(slow.kept[c]) / len(slow.kept[c])
+            cosines.append(float(image @ prototype / image.norm() / prototype.norm()))
+    loss = bank.loss(images, labels)
+    assert float(loss.detach()) == pytest.approx(
+        -sum(cosines) / len(cosines) if cosines else 0.0, abs=1e-9
+    )
+    loss.backward()
+    for gradient, c in zip(images.grad, labels.tolist(), strict=True):
+        # One place may hold the photo's own direction only by chance, so any pull shows.
+        assert bool(gradient.any()) == bool(slow.kept[c])
+
+
+def test_among_equals_the_first_places_are_kept():
+    bank = MemoryBank(1, 3, 2)
+    labels, photo = torch.zeros(4, dtype=torch.long), torch.tensor([[1.0, 0.0]])
+    lengths = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
+    bank.update(lengths * photo, labels, photo, labels[:1])
+    assert bank.features[0, :, 0].tolist() == [1.0, 2.0, 3.0]
+    bank.update(torch.tensor([[0.0, 9.0], [8.0, 0.0]]), labels[:2], photo, labels[:1])
+    assert bank.features[0, :, 0].tolist() == [1.0, 2.0, 3.0]
+
+
 def test_no_gradient_reaches_the_sketches_and_none_is_kept():
     bank = MemoryBank(1, 2, 3)
     sketches = torch.randn(2, 3, requires_grad=True)

@@ -1,0 +1,90 @@
+"""The teacher's logits are computed once, are those of the stored pictures, and are never stale."""
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from dsn_ray.config import Config
+from dsn_ray.data import teaching
+from dsn_ray.data.catalog import open_source
+from dsn_ray.data.preparing import prepare_shards
+from dsn_ray.data.storage import Folder
+from dsn_ray.data.teaching import teacher_logits
+from dsn_ray.data.views import decode
+from dsn_ray.model import Teacher
+
+CONFIG = Config().with_settings(
+    {"network.backbone": "efficientnet_lite0", "network.weights": "none", "data.teacher_px": 32}
+)
+FILE = "teacher-photo-random-efficientnet_lite0-32.parquet"
+
+
+@pytest.fixture(scope="module")
+def ready(ray_address, drawings, tmp_path_factory):
+    """Shards, and their logits as computed."""
+    import ray
+
+    ray.init(address=ray_address, log_to_driver=False)
+    out = Folder.at(tmp_path_factory.mktemp("teaching") / "shards")
+    shards = prepare_shards(open_source("folder:toy", drawings), out)
+    yield shards, teacher_logits(shards, CONFIG, "photo")
+    ray.shutdown()
+
+
+def test_they_are_the_teachers_word_on_each_stored_picture(ready):
+    shards, found = ready
+    rows = sorted(shards.rows("seen", "photo").take_all(), key=lambda row: row["id"])
+    assert found.ids.tolist() == [row["id"] for row in rows]
+    pictures = np.stack([decode(row["encoded"], 32) for row in rows])
+    expected = Teacher.from_config(CONFIG.network).logits(torch.from_numpy(pictures))
+    np.testing.assert_allclose(found.logits, expected.numpy(), atol=1e-2, rtol=1e-2)
+    assert found.logits.std(axis=0).max() > 0
+
+
+def test_what_is_kept_is_read_and_not_computed_again(ready, monkeypatch):
+    shards, found = ready
+    monkeypatch.setattr(teaching, "_compute", lambda *_: pytest.fail("computed again"))
+    again = teacher_logits(shards, CONFIG, "photo")
+    np.testing.assert_array_equal(again.logits, found.logits)
+
+
+def other_pictures(table):
+    metadata = {**table.schema.metadata, b"fingerprint": b"of other pictures"}
+    return table.replace_schema_metadata(metadata)
+
+
+def another_way(table):
+    return table.replace_schema_metadata({**table.schema.metadata, b"way": b"0"})
+
+
+@pytest.mark.parametrize(
+    "spoil", [other_pictures, another_way, lambda t: t.slice(1), lambda _: None]
+)
+def test_what_is_stale_or_damaged_is_made_anew(ready, spoil):
+    shards, found = ready
+    whole = shards.folder.read(FILE)
+    spoilt = spoil(pq.read_table(pa.BufferReader(whole)))
+    with shards.folder.writing(FILE) as stream:
+        if spoilt is None:
+            stream.write(whole[: len(whole) // 2])
+        else:
+            wrong = np.zeros((len(spoilt), 1000), np.float16)
+            cells = pa.array([row.tobytes() for row in wrong], pa.binary())
+            pq.write_table(spoilt.set_column(1, "logits", cells), stream)
+    again = teacher_logits(shards, CONFIG, "photo")
+    np.testing.assert_allclose(again.logits, found.logits, atol=1e-2)
+    np.testing.assert_array_equal(again.ids, found.ids)
+
+
+def test_other_weights_sizes_and_pictures_have_logits_of_their_own(ready):
+    shards, found = ready
+    larger = teacher_logits(shards, CONFIG.with_settings({"data.teacher_px": 48}), "photo")
+    assert not np.allclose(larger.logits, found.logits, atol=1e-2)
+    trained = teacher_logits(shards, CONFIG.with_settings({"network.weights": None}), "photo")
+    assert not np.allclose(trained.logits, found.logits, atol=1e-2)
+    renamed = dataclasses.replace(shards, fingerprint="of other pictures")
+    assert teaching._kept(renamed, "photo", FILE) is None
