@@ -238,7 +238,7 @@ DEMONSTRATION: dict[str, Any] = {
     "data.sketches_per_batch": 12,
     "data.photos_per_batch": 24,
     "data.epoch": "longer",
-    "data.per_class": 48,
+    "data.per_class": 32,
     "data.validation_classes": 3,
     "optimizer.lr": 3e-3,
     "optimizer.lr_end": 1e-5,
