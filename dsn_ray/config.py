@@ -172,7 +172,8 @@ class TrainConfig(Section):
     seed: int = Field(0, ge=0)
     """Decides the network's new weights, the order of pictures and their augmentation."""
     keep: Literal["last", "best_seen"] = "last"
-    """Which epoch counts: the last, or the best by binary mAP on the classes trained on."""
+    """Which epoch counts: the last, or the best by binary mAP of held-out sketches of the seen
+    classes, of training sketches where none are held out."""
 
 
 class Config(Section):

@@ -44,6 +44,8 @@ class TrainingData:
         seen_classes: class of each label.
         sketches: of the seen classes.
         photos: of the seen classes, with the teacher's logits unless training asks the teacher.
+        heldout: sketches of the seen classes that the official lists keep out of training, for
+            `train.keep=best_seen` to rate; None where nobody asks or there are none.
         mask: `[seen classes, 1000]` semantic mask.
         weights: the backbone's ImageNet weights; None for random ones.
     """
@@ -53,6 +55,7 @@ class TrainingData:
     seen_classes: tuple[str, ...]
     sketches: "Pictures"
     photos: "Pictures"
+    heldout: "Pictures | None"
     mask: "NDArray[np.float32]"
     weights: "ray.ObjectRef[ImagenetWeights | None]"
 
@@ -90,12 +93,17 @@ def load_training_data(
             logits = teacher_logits(shards, config, domain) if judged else None
             return load_pictures(shards, "seen", domain, config.data.px, logits)
 
+        heldout = None
+        if config.train.keep == "best_seen" and shards.counts.get("heldout/sketch"):
+            heldout = load_pictures(shards, "heldout", "sketch", config.data.px)
+
         data = TrainingData(
             name=shards.name,
             root=root,
             seen_classes=shards.seen_classes,
             sketches=pictures("sketch", stored and config.loss.distilled == "all"),
             photos=pictures("photo", stored),
+            heldout=heldout,
             mask=mask_rows(shards.semantics, shards.seen_classes, mask_file),
             weights=ray.put(weights),
         )

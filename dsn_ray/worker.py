@@ -28,8 +28,11 @@ from dsn_ray.retrieval import evaluate_features
 OBJECTIVE = "mAP"
 """What a sweep maximises: mAP@all, real-valued, `standard` protocol, on validation classes."""
 SEEN = "seen_binary_mAP"
-"""What `train.keep=best_seen` chooses by: mAP@all, binary, `published`, on the training classes."""
-_SEEN_PICTURES = 14_400  # of each domain, as many as the released code takes
+"""What `train.keep=best_seen` chooses by: mAP@all, binary, `published`, on the training classes.
+
+The queries are the held-out sketches where the lists hold some out, the gallery training photos.
+"""
+_SEEN_PICTURES = 14_400  # of each domain, as many as the released code draws
 
 
 def training_loop(job: dict[str, Any]) -> None:
@@ -48,6 +51,7 @@ def training_loop(job: dict[str, Any]) -> None:
     classes = np.array([label_of[name] for name in data.seen_classes if name not in held_out])
     held_out_labels = np.array([label_of[name] for name in held_out], dtype=int)
     sketches, photos = data.sketches.table(), data.photos.table()
+    queries = sketches if data.heldout is None else data.heldout.table()
     stream = PairStream(
         sketches,
         photos,
@@ -108,7 +112,7 @@ def training_loop(job: dict[str, Any]) -> None:
             metrics[OBJECTIVE] = _map_of(sides, network, rank, world, ("real", "standard"))
         if config.train.keep == "best_seen":
             each = max(1, _SEEN_PICTURES // len(classes))
-            sides = [(t, rows_of_classes(t.labels, classes, each)) for t in (sketches, photos)]
+            sides = [(t, rows_of_classes(t.labels, classes, each)) for t in (queries, photos)]
             metrics[SEEN] = _map_of(sides, network, rank, world, ("binary", "published"))
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = None
