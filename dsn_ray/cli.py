@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import yaml
 
-from dsn_ray.config import DEMONSTRATION, RECIPES, Config, load_config, load_yaml, parse_settings
+from dsn_ray.config import (
+    DEMONSTRATION,
+    RECIPES,
+    RECIPES_ON,
+    Config,
+    load_config,
+    load_yaml,
+    parse_settings,
+)
 from dsn_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -151,12 +159,16 @@ def add_run_arguments(to: argparse.ArgumentParser) -> None:
 
 
 def config_of(
-    parsed: argparse.Namespace, embedded: bool, layers: Mapping[str, Any] | None = None
+    parsed: argparse.Namespace,
+    data: str,
+    embedded: bool,
+    layers: Mapping[str, Any] | None = None,
 ) -> Config:
     """The configuration that the options of `add_config_arguments` ask for.
 
     Args:
         parsed: the options; `--set` goes over `layers`, over `--config`, over `--recipe`.
+        data: the data set to train on; a recipe may have settings for it.
         embedded: whether the embedded data is run, which has defaults of its own.
         layers: settings by dotted name.
 
@@ -166,7 +178,8 @@ def config_of(
     settings = parse_settings(parsed.settings)
     if parsed.weights:
         settings["network.weights"] = parsed.weights
-    base = Config().with_settings(RECIPES[parsed.recipe or "paper"])
+    recipe = parsed.recipe or "paper"
+    base = Config().with_settings({**RECIPES[recipe], **RECIPES_ON.get((recipe, data), {})})
     base = base.with_settings(DEMONSTRATION if embedded else {})
     if parsed.config:
         base = load_config(parsed.config, base)

@@ -205,32 +205,44 @@ class Config(Section):
             tree[section][key] = value
         return parse_config(tree, where)
 
+    def unlike(self, other: "Config") -> dict[str, Any]:
+        """The settings of this one that the other has otherwise, by dotted name."""
+        mine, others = self.model_dump(mode="json"), other.model_dump(mode="json")
+        return {
+            f"{section}.{key}": value
+            for section, keys in mine.items()
+            for key, value in keys.items()
+            if value != others[section][key]
+        }
 
-_RELEASE: dict[str, Any] = {
-    "network.projection_dim": None,
-    "network.bn_statistics": "worker",
-    "loss.memory_gradient": False,
-    "memory.update": "release",
-    "memory.lifetime": "epoch",
-    "optimizer.decay": "epoch",
-    "data.teacher_sees": "first_view",
-    "augment.centre": "corner",
-    "augment.fill": "black",
-    "train.epochs": 20,
-    "train.keep": "best_seen",
-}
+
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {},
-    "release": _RELEASE,
-    "release-tuberlin": {
-        **_RELEASE,
+    "release": {
+        "network.projection_dim": None,
+        "network.bn_statistics": "worker",
+        "loss.memory_gradient": False,
+        "memory.update": "release",
+        "memory.lifetime": "epoch",
+        "optimizer.decay": "epoch",
+        "data.teacher_sees": "first_view",
+        "augment.centre": "corner",
+        "augment.fill": "black",
+        "train.epochs": 20,
+        "train.keep": "best_seen",
+    },
+}
+"""What the paper says, and what its released code does."""
+
+RECIPES_ON: dict[tuple[str, str], dict[str, Any]] = {
+    ("release", "tuberlin"): {
         "data.sketches_per_batch": 9,
         "data.photos_per_batch": 81,
         "train.epochs": 16,
         "train.keep": "last",
     },
 }
-"""What the paper says, and what its released code does on Sketchy and on TU-Berlin."""
+"""What a recipe does otherwise on one data set, by recipe and data set."""
 
 DEMONSTRATION: dict[str, Any] = {
     "network.backbone": "efficientnet_lite0",

@@ -73,8 +73,7 @@ class FinalResults:
 
 
 def final_job(
-    config: Config,
-    datasets: Iterable[tuple[Shards, TrainingData]],
+    datasets: Iterable[tuple[Config, tuple[Shards, TrainingData]]],
     seeds: int,
     resources: Resources,
     storage: str,
@@ -84,15 +83,15 @@ def final_job(
     """Trains and rates every data set with every seed; what `results` holds is not done again.
 
     Args:
-        config: the configuration with the chosen setting.
-        datasets: shards and training data of each data set.
+        datasets: of each data set the configuration with the chosen setting, the shards and the
+            training data.
         seeds: trainings per data set, with seeds from `train.seed` on.
         resources: of each training.
         storage: where checkpoints go.
         results: gains rows after each training.
         console: says what runs.
     """
-    for shards, data in datasets:
+    for config, (shards, data) in datasets:
         unseen = load_unseen(shards, config.data.px)
         if not any(row["dataset"] == shards.name for row in results.untrained):
             console.print(f"{shards.name}: rating the untrained trunk", soft_wrap=True)

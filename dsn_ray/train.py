@@ -226,7 +226,7 @@ def check_fits(
         if size % workers:
             raise UserError(
                 f"data.{key}={size} cannot be shared equally among {workers} workers; "
-                f"choose a multiple of {workers}."
+                f"choose a multiple of {workers}, or a number of --workers that divides it."
             )
     if not validate:
         if len(seen_classes) < 2:
@@ -350,7 +350,7 @@ def _asked(parsed: argparse.Namespace) -> Training:
     if len(data) > 1:
         raise UserError("--data: train takes one data set at a time.")
     ((name, root),) = data
-    return Training(cli.config_of(parsed, embedded=root is None), (name, root))
+    return Training(cli.config_of(parsed, name, embedded=root is None), (name, root))
 
 
 @cli.command

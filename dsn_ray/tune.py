@@ -46,7 +46,8 @@ class Sweep:
 
     Attributes:
         space: what varies.
-        config: what does not.
+        config: what does not, on the first data set.
+        others: settings by dotted name that another data set has otherwise, as recipes may say.
         data: data sets; the first is tuned on, all are in the final job.
         trials: settings tried.
         seeds: trainings per data set in the final job.
@@ -54,9 +55,14 @@ class Sweep:
 
     space: Space
     config: Config
+    others: dict[str, dict[str, Any]]
     data: tuple[Data, ...]
     trials: int
     seeds: int
+
+    def config_on(self, data: str) -> Config:
+        """The configuration on a data set."""
+        return self.config.with_settings(self.others.get(data, {}))
 
     def tree(self) -> dict[str, Any]:
         """What `config.yaml` holds."""
@@ -65,6 +71,7 @@ class Sweep:
             "trials": self.trials,
             "seeds": self.seeds,
             "config": self.config.model_dump(mode="json"),
+            "others": self.others,
             "space": self.space.model_dump(mode="json"),
         }
 
@@ -74,6 +81,7 @@ class Sweep:
         return cls(
             space=Space.model_validate(tree["space"]),
             config=Config.model_validate(tree["config"]),
+            others=tree["others"],
             data=tuple(tree["data"].items()),
             trials=tree["trials"],
             seeds=tree["seeds"],
@@ -111,7 +119,7 @@ def run_sweep(
 
     base = config or Config().with_settings(DEMONSTRATION if _is_embedded(data) else {})
     base = base.with_settings(space.set)
-    sweep = Sweep(space, base, tuple(data), space.budget.trials, seeds)
+    sweep = Sweep(space, base, {}, tuple(data), space.budget.trials, seeds)
     with cli.run_folder(name, name, storage) as run:
         cli.save_settings(sweep, run)
         _run(sweep, run, Shape(**shape))
@@ -131,8 +139,13 @@ def _run(sweep: Sweep, run: cli.Run, shape: "Shape") -> None:
     from dsn_ray.train import check_fits, load_training_data
 
     found = [locate(name, root) for name, root in sweep.data]
-    for data in found:
-        check_fits(sweep.config, data.seen_classes, shape.workers or 1, validate=data is found[0])
+    configs = [sweep.config_on(name) for name, _ in sweep.data]
+
+    def check(workers: int) -> None:
+        for data, config in zip(found, configs, strict=True):
+            check_fits(config, data.seen_classes, workers, validate=data is found[0])
+
+    check(shape.workers or 1)
     imagenet_weights(sweep.config.network.backbone, sweep.config.network.weights)
     random_weights = sweep.config.network.weights == "none"
     with cli.quiet_log("ray", run.folder) as console:
@@ -140,7 +153,7 @@ def _run(sweep: Sweep, run: cli.Run, shape: "Shape") -> None:
             with ray_cluster() as dashboard:
                 console.print(f"Ray dashboard: {dashboard}", soft_wrap=True)
                 resources = allot(shape, console)
-                check_fits(sweep.config, found[0].seen_classes, resources.workers, validate=True)
+                check(resources.workers)
                 refuse_local_storage_on_many_nodes(run.storage)
                 console.print(f"Running {resources}.")
                 if _is_embedded(sweep.data):
@@ -153,17 +166,17 @@ def _run(sweep: Sweep, run: cli.Run, shape: "Shape") -> None:
                     console.print(cli.RANDOM_WEIGHTS)
                 roots = [root for _, root in sweep.data]
                 datasets = [
-                    load_training_data(data, root, sweep.config, console)
-                    for data, root in zip(found, roots, strict=True)
+                    load_training_data(data, root, config, console)
+                    for data, root, config in zip(found, roots, configs, strict=True)
                 ]
                 results = FinalResults(run.folder / "final.json")
                 if results.setting is None:
                     results.setting = _search(sweep, run, datasets[0][1], resources, console)
                     results.save()
                 console.print(f"Best setting: {describe(results.setting)}")
+                best = [config.with_settings(results.setting) for config in configs]
                 final_job(
-                    sweep.config.with_settings(results.setting),
-                    datasets,
+                    zip(best, datasets, strict=True),
                     sweep.seeds,
                     resources,
                     f"{run.storage}/final",
@@ -280,13 +293,17 @@ def _asked(parsed: argparse.Namespace) -> Sweep:
             raise UserError(f"--set {name}: {parsed.space} varies it; take it out of there first.")
     data = tuple(cli.parse_data(parsed.data)) or EMBEDDED
     embedded = _is_embedded(data)
-    config = cli.config_of(
-        parsed, embedded, {**space.set, **(SMOKE_TEST if parsed.smoke_test else {})}
-    )
+    layers = {**space.set, **(SMOKE_TEST if parsed.smoke_test else {})}
+    config, *others = (cli.config_of(parsed, name, embedded, layers) for name, _ in data)
+    unlike = {
+        name: found
+        for (name, _), other in zip(data[1:], others, strict=True)
+        if (found := other.unlike(config))
+    }
     trials = parsed.trials or (SMOKE_TRIALS if parsed.smoke_test else space.budget.trials)
     if embedded and parsed.trials is None:
         trials = min(trials, EMBEDDED_TRIALS)
-    return Sweep(space, config, data, trials, parsed.seeds or 1)
+    return Sweep(space, config, unlike, data, trials, parsed.seeds or 1)
 
 
 @cli.command

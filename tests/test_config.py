@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from dsn_ray.config import (
     DEMONSTRATION,
     RECIPES,
+    RECIPES_ON,
     Config,
     load_config,
     parse_config,
@@ -26,7 +27,12 @@ def test_defaults_are_the_papers():
 
 def test_the_recipes_differ_where_the_released_code_differs():
     paper, release, tuberlin = (
-        Config().with_settings(RECIPES[name]) for name in ("paper", "release", "release-tuberlin")
+        Config().with_settings(settings)
+        for settings in (
+            RECIPES["paper"],
+            RECIPES["release"],
+            {**RECIPES["release"], **RECIPES_ON["release", "tuberlin"]},
+        )
     )
     assert paper == Config()
     assert paper.loss.memory_gradient
