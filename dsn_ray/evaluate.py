@@ -210,7 +210,7 @@ def _rate(
 
 
 class _Features(NamedTuple):
-    """Of `n` pictures."""
+    """Of `n` pictures, in the order of their ids."""
 
     values: "NDArray[np.float32]"
     labels: "NDArray[np.int64]"
@@ -241,13 +241,14 @@ def _features(pictures: "Pictures", resources: "Resources", network: dict[str, A
     def column(name: str, kind: type) -> "NDArray[Any]":
         return np.concatenate([np.frombuffer(chunk[name], kind) for chunk in chunks])
 
-    labels = column("labels", np.int64)
-    values = column("features", np.float32).reshape(len(labels), -1)
-    return _Features(values, labels, column("ids", np.int64))
+    ids = column("ids", np.int64)
+    order = np.argsort(ids, kind="stable")
+    values = column("features", np.float32).reshape(len(ids), -1)
+    return _Features(values[order], column("labels", np.int64)[order], ids[order])
 
 
 class _Embedder:
-    """Holds a network and the pictures; maps a chunk's first row to its features."""
+    """Holds a network and the pictures; maps where a chunk starts to its features."""
 
     def __init__(
         self,
@@ -262,11 +263,13 @@ class _Embedder:
         import ray
         import torch
 
+        from dsn_ray.data.pictures import reading_order
         from dsn_ray.model import build_network
 
         torch.set_num_threads(threads)
         torch.manual_seed(config.train.seed)
         self.table = pictures.table()
+        self.rows = reading_order(self.table, np.arange(len(self.table.ids)))
         self.is_photo = int(pictures.domain == "photo")
         self.trained = state is not None
         self.device = device
@@ -286,7 +289,7 @@ class _Embedder:
         from dsn_ray.data.pictures import plain_batches
 
         start = int(chunk["start"][0])
-        rows = np.arange(start, min(start + _BATCH, len(self.table.ids)))
+        rows = self.rows[start : start + _BATCH]
         ((pictures, _),) = plain_batches(self.table, rows, _BATCH)
         is_photo = torch.full((len(rows),), self.is_photo, device=self.device)
         embed = self.network.embed if self.trained else self.network.trunk

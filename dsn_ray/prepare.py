@@ -104,6 +104,8 @@ def _print(report: "Report", console: "Console") -> None:
         False: f"{report.name}: not the complete official set.",
     }
     console.print(lines[report.complete])
+    if report.note:
+        console.print(f"{report.note[0].upper()}{report.note[1:]}.")
     if report.absent:
         console.print(f"{len(report.absent)} classes are absent: {_some(report.absent)}.")
     for split, classes in report.missing.items():
@@ -143,6 +145,20 @@ def _progress(console: "Console", text: str) -> "Iterator[Progress]":
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+def _check(parsed: argparse.Namespace) -> None:
+    """Refuses options that would be ignored, and values out of range."""
+    making = {"--keep": parsed.keep, "--preview": parsed.preview, "--partial": parsed.partial}
+    for option, given in making.items():
+        if parsed.verify and given:
+            raise UserError(f"{option} goes with --out, not with --verify, which writes nothing.")
+    if parsed.json and not parsed.verify:
+        raise UserError("--json goes with --verify, whose findings it takes.")
+    if parsed.seed is not None and parsed.unseen is None:
+        raise UserError("--seed goes with --unseen, whose choice it decides.")
+    if parsed.preview is not None and parsed.preview < 1:
+        raise UserError(f"--preview {parsed.preview}: at least 1 is needed.")
+
+
 def _open(parsed: argparse.Namespace, missing: "list[Record] | None" = None) -> "Source":
     from dsn_ray.data.catalog import RandomUnseen, open_source, parse_data_argument
 
@@ -153,7 +169,7 @@ def _open(parsed: argparse.Namespace, missing: "list[Record] | None" = None) -> 
             raise UserError(f"--unseen {parsed.unseen:g}: a share between 0 and 1 is needed.")
         if not name.startswith("folder:"):
             raise UserError(f"--unseen is for folders of one's own; {name} has its own split.")
-        chosen = RandomUnseen(parsed.unseen, parsed.seed)
+        chosen = RandomUnseen(parsed.unseen, parsed.seed or 0)
     if root is not None and "://" in root:
         raise UserError(f"{name}={root}: raw pictures are read from a folder of this machine only.")
     return open_source(name, Path(root) if root else None, chosen, missing)
@@ -166,8 +182,11 @@ def _arguments() -> argparse.ArgumentParser:
     what.add_argument("--out", metavar="DIR_OR_URL", help="the shard folder to make")
     what.add_argument("--verify", action="store_true", help="only check, and say what is missing")
     parser.add_argument("--keep", action="store_true", help="store the raw files as they are")
+    parser.add_argument(
+        "--partial", action="store_true", help="leave out what lists name and what is not there"
+    )
     parser.add_argument("--unseen", type=float, metavar="X", help="share of classes, of a folder")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of --unseen (0)")
+    parser.add_argument("--seed", type=int, metavar="N", help="of --unseen (0)")
     parser.add_argument("--preview", type=int, metavar="N", help="save a picture of N classes")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write what --verify found here")
     return parser
@@ -177,15 +196,19 @@ def _arguments() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None) -> None:
     """Runs the command."""
     parsed = _arguments().parse_args(arguments)
-    if parsed.preview is not None and parsed.preview < 1:
-        raise UserError(f"--preview {parsed.preview}: at least 1 is needed.")
+    _check(parsed)
     cli.check_json(parsed.json)
     missing: list[Record] = []
-    source = _open(parsed, missing if parsed.verify else None)
+    source = _open(parsed, missing if parsed.verify or parsed.partial else None)
     with cli.quiet_log("prepare") as console:
         if parsed.verify:
             _verify(parsed, source, missing, console)
         else:
+            if missing:
+                console.print(
+                    f"{len(missing)} pictures that lists name are not there and are left out.",
+                    soft_wrap=True,
+                )
             _prepare(parsed, source, console)
 
 

@@ -250,7 +250,7 @@ def chatter_to(log: Path) -> Iterator[Console]:
         os.dup2(sink.fileno(), 1)
         os.dup2(sink.fileno(), 2)
         try:
-            yield Console(file=terminal, highlight=False)
+            yield Console(file=terminal, highlight=False, markup=False)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

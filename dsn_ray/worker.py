@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from dsn_ray.config import Config
 from dsn_ray.data.catalog import validation_classes
-from dsn_ray.data.pictures import PictureTable, plain_batches, rows_of_classes
+from dsn_ray.data.pictures import PictureTable, plain_batches, reading_order, rows_of_classes
 from dsn_ray.data.stream import Batch, PairStream
 from dsn_ray.learner import Learner
 from dsn_ray.model import DsnNetwork, Teacher, build_network
@@ -158,7 +158,7 @@ def _map_of(
     """mAP@all of some rows of sketches and photos; each rank embeds a part.
 
     Args:
-        sides: the table of sketches and its rows, then those of photos.
+        sides: the table of sketches and some of its rows, then those of photos.
         network: what is rated.
         rank: this worker.
         world: the number of workers.
@@ -169,6 +169,7 @@ def _map_of(
     """
     network.eval()
     device = next(network.parameters()).device
+    sides = [(table, reading_order(table, rows)) for table, rows in sides]
     mine: list[NDArray[np.float32]] = []
     for flag, (table, all_rows) in enumerate(sides):
         rows = all_rows[rank::world]

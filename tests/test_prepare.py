@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 from dsn_ray import prepare
+from dsn_ray.data.shards import read_manifest
+from dsn_ray.data.storage import Folder
 from tests.conftest import SHARED_DATA
 
 
@@ -57,6 +59,17 @@ def test_a_part_of_an_official_set_is_told_apart_from_all_of_it(attached, tmp_pa
     assert "17 unseen classes are ImageNet's too" in said.out
     assert "1 classes have no sketch: swan." in said.err
 
+    out = tmp_path / "shards"
+    assert prepare.main([f"sketchy={root}", "--out", str(out)]) == 2
+    assert "With --partial `prepare` leaves them out." in capfd.readouterr().err
+    assert not out.exists()
+    assert prepare.main([f"sketchy={root}", "--out", str(out), "--partial"]) == 0
+    said = capfd.readouterr()
+    assert "25 pictures that lists name are not there and are left out." in said.out
+    made = read_manifest(Folder.at(out))
+    assert made.counts["unseen/sketch"] == 600
+    assert not made.official
+
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -69,6 +82,10 @@ def test_a_part_of_an_official_set_is_told_apart_from_all_of_it(attached, tmp_pa
         (["openmoji-nature", "--out", "x", "--unseen", "0.2"], "has its own split"),
         (["folder:toy=HERE", "--out", "no://where"], "no://where cannot be reached"),
         (["folder:toy=HERE", "--verify", "--json", "."], "this is a folder; name a file"),
+        (["folder:toy=HERE", "--out", "x", "--json", "y"], "--json goes with --verify"),
+        (["folder:toy=HERE", "--verify", "--keep"], "--keep goes with --out, not with --verify"),
+        (["folder:toy=HERE", "--verify", "--partial"], "--partial goes with --out"),
+        (["folder:toy=HERE", "--out", "x", "--seed", "1"], "--seed goes with --unseen"),
     ],
 )
 def test_bad_input(drawings, tmp_path, capfd, monkeypatch, arguments, message):

@@ -19,6 +19,7 @@ class Drawings:
     def __init__(self, count, seed):
         rng = np.random.default_rng(seed)
         self.labels = np.arange(count) % 3
+        self.groups = rng.integers(0, 4, count)
         self._pixels = rng.integers(0, 256, (count, 3, PX, PX), dtype=np.uint8)
 
     def pixels(self, row):

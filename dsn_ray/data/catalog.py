@@ -22,6 +22,7 @@ Domain = Literal["sketch", "photo"]
 Split = Literal["seen", "heldout", "unseen"]
 
 DOMAINS: tuple[Domain, ...] = ("sketch", "photo")
+LARGEST_FILE = 256 * 2**20
 
 
 class DataError(UserError):
@@ -59,6 +60,7 @@ class Source:
         official: whether it is the complete official set, so that its numbers compare with
             published ones.
         semantics: which semantic mask its classes have; see `dsn_ray.data.semantics`.
+        note: what people should know of how it was put together.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Source:
     unseen_classes: tuple[str, ...]
     official: bool
     semantics: str
+    note: str = ""
 
     def classes_of(self, split: Split) -> tuple[str, ...]:
         """The classes of a split, in the order of their labels."""
@@ -79,16 +82,18 @@ class Source:
         Raises:
             DataError: the path leads, by itself or by a symbolic link, out of the root.
             OSError: the file cannot be read.
-            ValueError: an embedded picture cannot be drawn.
+            ValueError: it is too large, or an embedded picture cannot be drawn.
         """
         if self.root is None:
             from dsn_ray.data import openmoji
 
             return openmoji.render(record.path)
-        root = self.root.resolve()
-        path = (root / record.path).resolve()
+        root = os.path.realpath(self.root)
+        path = Path(os.path.realpath(self.root / record.path))
         if not path.is_relative_to(root):
             raise DataError(f"{record.path} of {self.name} lies outside its root {root}.")
+        if path.stat().st_size > LARGEST_FILE:
+            raise ValueError(f"the file is larger than {LARGEST_FILE // 2**20} MiB")
         return path.read_bytes()
 
     def fingerprint(self) -> str:
@@ -105,8 +110,11 @@ class Source:
             lines.append(openmoji.drawn_with())
         else:
             for path in dict.fromkeys(record.path for record in self.records):
-                status = (self.root / path).stat()
-                lines.append(f"{status.st_size} {status.st_mtime_ns}")
+                try:
+                    status = (self.root / path).stat()
+                    lines.append(f"{status.st_size} {status.st_mtime_ns}")
+                except OSError as error:
+                    lines.append(str(error.strerror))
         return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()
 
 
@@ -144,7 +152,8 @@ def open_source(
         name: one of `KNOWN`.
         root: the folder of the data set; None for an embedded one.
         unseen: how the unseen classes of a folder without `unseen.txt` are chosen.
-        missing: gains the pictures that lists name and that are not there; None if all must be.
+        missing: gains the pictures that lists name and that are not there, and classes may lack
+            pictures; None if all must be there.
 
     Raises:
         DataError: the name, the folder, a list or a picture is not as it should be; the message
@@ -166,7 +175,7 @@ def open_source(
         return open_official(name, root, missing)
     from dsn_ray.data.folders import open_folder
 
-    return open_folder(name, root, unseen)
+    return open_folder(name, root, unseen, may_lack=missing is not None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,7 @@ class Published:
         return [
             line
             for part in ("seen", "unseen")
-            for _, line in read_lines(SPLITS / f"{self.split}_{part}.txt")
+            for _, line in read_lines(SPLITS / f"{self.split}_{part}.txt", SPLITS)
         ]
 
 
@@ -184,30 +184,40 @@ def _open_listed(
     name: str, root: Path, published: Published, layout: Layout, missing: list[Record] | None
 ) -> Source:
     lists = root / published.lists
-    seen = _read_classes(lists / "cname_cid.txt")
-    unseen = _read_classes(lists / "cname_cid_zero.txt")
+    seen = _read_classes(lists / "cname_cid.txt", root)
+    unseen = _read_classes(lists / "cname_cid_zero.txt", root)
     if both := sorted(set(seen) & set(unseen)):
         raise DataError(f"{lists} has classes that are both seen and unseen: {some(both)}.")
     records: list[Record] = []
+    notes = []
     for listing in published.listings:
         file = lists / listing.file
         classes = unseen if listing.split == "unseen" else seen
         pairs, lost = _read_list(root, file, classes)
         if lost and missing is None:
             names = some([path for path, _ in lost])
-            raise DataError(f"{file} names {len(lost)} pictures not in {root}: {names}.")
+            raise DataError(
+                f"{file} names {len(lost)} pictures not in {root}: {names}. With --partial "
+                "`prepare` leaves them out."
+            )
         if missing is not None:
             missing += [Record(path, of, listing.domain, listing.split) for path, of in lost]
         if not pairs and not lost and not listing.may_be_missing:
             raise DataError(f"The list {file} is missing or empty.")
         if not pairs and not lost:
-            pairs = pictures_of(root, layout.folders(listing.domain)[0], classes)
+            folder = layout.folders(listing.domain)[0]
+            pairs = pictures_of(root, folder, classes, may_lack=missing is not None)
+            notes.append(
+                f"{listing.file} is not there, so every {listing.domain} of the {listing.split} "
+                f"classes in {folder} is taken"
+            )
         records += [Record(path, of, listing.domain, listing.split) for path, of in pairs]
     counts = Counter((record.domain, record.split) for record in records)
     official = (len(seen), len(unseen)) == published.classes and all(
         counts[listing.domain, listing.split] == listing.lines for listing in published.listings
     )
-    return Source(name, root, tuple(records), seen, unseen, official, published.semantics)
+    about = (official, published.semantics, "; ".join(notes))
+    return Source(name, root, tuple(records), seen, unseen, *about)
 
 
 def _open_unlisted(name: str, root: Path, published: Published, layout: Layout) -> Source:
@@ -215,10 +225,10 @@ def _open_unlisted(name: str, root: Path, published: Published, layout: Layout) 
 
     def present(names: Sequence[str]) -> tuple[str, ...]:
         firsts = [layout.folders(domain)[0] for domain in DOMAINS]
-        return tuple(n for n in names if all(file_names(root / f / n) for f in firsts))
+        return tuple(n for n in names if all(file_names(root, f"{f}/{n}") for f in firsts))
 
     seen, unseen = (
-        present([line for _, line in read_lines(SPLITS / f"{published.split}_{part}.txt")])
+        present([line for _, line in read_lines(SPLITS / f"{published.split}_{part}.txt", SPLITS)])
         for part in ("seen", "unseen")
     )
     for part, classes in (("seen", seen), ("unseen", unseen)):
@@ -230,11 +240,10 @@ def _open_unlisted(name: str, root: Path, published: Published, layout: Layout) 
         for domain in DOMAINS
         for split, classes in parts
         for folder in layout.folders(domain)
-        for path, of in pictures_of(
-            root, folder, [name for name in classes if file_names(root / folder / name)]
-        )
+        for path, of in pictures_of(root, folder, classes, may_lack=True)
     ]
-    return Source(name, root, tuple(records), seen, unseen, False, published.semantics)
+    note = f"there are no lists, so the split of the classes is {published.split}'s"
+    return Source(name, root, tuple(records), seen, unseen, False, published.semantics, note)
 
 
 def _read_list(
@@ -245,7 +254,7 @@ def _read_list(
     The others are given once each, however often the list repeats them.
     """
     pairs = []
-    for number, path, label in _read_id_lines(file):
+    for number, path, label in _read_id_lines(file, root):
         if "\0" in path or not {"", ".", ".."}.isdisjoint(path.split("/")):
             raise DataError(f"{file}, line {number}: {path!r} is not a path below the root.")
         if label >= len(classes) or path.split("/")[-2:-1] != [classes[label]]:
@@ -257,7 +266,7 @@ def _read_list(
     for path, of in pairs:
         folder, _, name = path.rpartition("/")
         if folder not in present:
-            present[folder] = file_names(root / folder)
+            present[folder] = file_names(root, folder)
         if name in present[folder]:
             there.append((path, of))
         else:
@@ -265,9 +274,9 @@ def _read_list(
     return there, list(lost.items())
 
 
-def _read_classes(file: Path) -> tuple[str, ...]:
+def _read_classes(file: Path, root: Path) -> tuple[str, ...]:
     """Read lines `<class name> <id>`; the ids must be 0, 1, 2... in any order."""
-    lines = _read_id_lines(file)
+    lines = _read_id_lines(file, root)
     if not lines:
         raise DataError(f"The list of classes {file} is missing or empty.")
     names = {label: name for _, name, label in lines}
@@ -276,10 +285,10 @@ def _read_classes(file: Path) -> tuple[str, ...]:
     return tuple(names[label] for label in range(len(names)))
 
 
-def _read_id_lines(file: Path) -> list[tuple[int, str, int]]:
+def _read_id_lines(file: Path, root: Path) -> list[tuple[int, str, int]]:
     """Read lines `<text> <id>` as (line number, text, id); a missing file has no lines."""
     lines = []
-    for number, line in read_lines(file):
+    for number, line in read_lines(file, root):
         if not (match := re.fullmatch(r"(.+) ([0-9]{1,9})", line)):
             raise DataError(
                 f"{file}, line {number}: {line[:80]!r} does not end in a space and a class id."

@@ -2,7 +2,7 @@
 
 Pictures that fit are held in Ray's object store, decoded or as encoded bytes, which every worker of
 a node maps without a copy. More than that stays in the shards, whose row groups are read when they
-are wanted. Both give a table of rows by number.
+are wanted. Both give the same table of rows by number.
 """
 
 from collections import OrderedDict
@@ -28,8 +28,11 @@ if TYPE_CHECKING:
     from dsn_ray.data.catalog import Domain, Split
 
 _SHARE_OF_STORE = 0.15  # for each split and domain; a sweep on two data sets loads six at a time
-WINDOW = 8
-"""Row groups among which rows read from the shards are drawn."""
+WINDOW_BYTES = 96 * 2**20
+"""How much of the encoded pictures an epoch's order mixes at a time.
+
+As many are kept in memory where they are read from the shards, and as many of the next.
+"""
 
 
 class TeacherLogits(NamedTuple):
@@ -42,18 +45,20 @@ class TeacherLogits(NamedTuple):
 
 
 class PictureTable(Protocol):
-    """Rows of pictures by number.
+    """Rows of pictures by number, in the order of `ids`.
 
     Attributes:
-        ids: `[n]` place in the catalogue.
+        ids: `[n]` place in the catalogue, ascending.
         labels: `[n]` label in the split's class list.
-        groups: `[n]` which rows are cheap to read together, ascending; None where all are.
+        groups: `[n]` which rows the shards hold together.
+        window: about how many rows an epoch's order mixes at a time.
         is_judged: whether the teacher's logits are there.
     """
 
     ids: NDArray[np.int64]
     labels: NDArray[np.int64]
-    groups: NDArray[np.int64] | None
+    groups: NDArray[np.int64]
+    window: int
     is_judged: bool
 
     def pixels(self, row: int) -> NDArray[np.uint8]:
@@ -91,6 +96,7 @@ def load_pictures(
         node["Resources"].get("object_store_memory", 0.0) for node in nodes
     )
     decoded = count * 3 * px * px < room
+    window = max(1, WINDOW_BYTES * count // max(1, size))
     if not decoded and size >= room:
         if shards.folder.is_local and len(nodes) > 1:
             raise DataError(
@@ -100,8 +106,8 @@ def load_pictures(
             )
         held = None if teacher is None else ray.put(teacher)
         place = shards.folder / f"split={split}" / f"domain={domain}"
-        return StoredPictures(place, domain, px, count, held)
-    rows = shards.rows(split, domain).select_columns(["id", "label", "encoded"])
+        return StoredPictures(place, domain, px, count, window, held)
+    rows = shards.rows(split, domain).select_columns(["id", "label", "group", "encoded"])
     rows = rows.rename_columns({"encoded": "picture"})
     if decoded:
         rows = rows.map_batches(
@@ -114,7 +120,7 @@ def load_pictures(
             batch_size=1024,
             batch_format="pyarrow",
         )
-    return HeldPictures(rows.materialize().to_arrow_refs(), domain, px, count, decoded)
+    return HeldPictures(rows.materialize().to_arrow_refs(), domain, px, count, window, decoded)
 
 
 def _decoded(rows: pa.Table, px: int) -> pa.Table:
@@ -144,8 +150,9 @@ class HeldPictures:
         domain: sketches or photos.
         px: side of a picture.
         count: number of pictures.
-        blocks: references to tables with `id`, `label` and `picture`, and `teacher` for pictures
-            that the teacher has judged.
+        window: as of their table.
+        blocks: references to tables with `id`, `label`, `group` and `picture`, and `teacher` for
+            pictures that the teacher has judged.
         decoded: whether `picture` holds pixels, uint8 `[3, px, px]`; else encoded bytes.
     """
 
@@ -153,6 +160,7 @@ class HeldPictures:
     domain: "Domain"
     px: int
     count: int
+    window: int
     decoded: bool
 
     def table(self) -> PictureTable:
@@ -161,9 +169,7 @@ class HeldPictures:
 
 
 class _HeldTable:
-    """Rows in the order of `id`, mapped into this process without a copy."""
-
-    groups: NDArray[np.int64] | None = None
+    """Rows that are mapped into this process without a copy."""
 
     def __init__(self, pictures: HeldPictures) -> None:
         table = pa.concat_tables(ray.get(pictures.blocks))
@@ -173,6 +179,8 @@ class _HeldTable:
         self._pictures = pictures
         self.ids = unordered[self._places]
         self.labels = table["label"].to_numpy()[self._places]
+        self.groups = table["group"].to_numpy()[self._places]
+        self.window = pictures.window
         self.is_judged = "teacher" in self._columns
 
     def pixels(self, row: int) -> NDArray[np.uint8]:
@@ -196,6 +204,7 @@ class StoredPictures:
         domain: sketches or photos.
         px: side of a picture.
         count: number of pictures.
+        window: as of their table.
         logits: of the teacher; None where it has not judged these pictures.
     """
 
@@ -203,6 +212,7 @@ class StoredPictures:
     domain: "Domain"
     px: int
     count: int
+    window: int
     logits: "ray.ObjectRef[TeacherLogits] | None"
 
     def table(self) -> PictureTable:
@@ -211,27 +221,29 @@ class StoredPictures:
 
 
 class _StoredTable:
-    """Rows in the order in which they are stored; a few row groups are kept once they are read."""
-
-    _KEPT = 2 * WINDOW + 1
+    """Rows whose row groups are read when they are wanted; those of two windows are kept."""
 
     def __init__(self, pictures: StoredPictures) -> None:
         self._pictures = pictures
         self._lock = Lock()
         self._kept: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
         self._sources: list[tuple[str, int]] = []
-        ids, labels, sizes = [], [], []
+        columns, sizes = [], []
         for name in pictures.folder.names():
             with self._open(name) as file:
-                columns = file.read(["id", "label"])
-                ids.append(columns["id"].to_numpy())
-                labels.append(columns["label"].to_numpy())
+                columns.append(file.read(["id", "label", "group"]))
                 for group in range(file.num_row_groups):
                     self._sources.append((name, group))
                     sizes.append(file.metadata.row_group(group).num_rows)
-        self.ids, self.labels = np.concatenate(ids), np.concatenate(labels)
-        self.groups: NDArray[np.int64] | None = np.repeat(np.arange(len(sizes)), sizes)
+        table = pa.concat_tables(columns)
+        unordered = table["id"].to_numpy()
+        self._places = np.argsort(unordered, kind="stable")
+        self.ids = unordered[self._places]
+        self.labels = table["label"].to_numpy()[self._places]
+        self.groups = table["group"].to_numpy()[self._places]
+        self.window = pictures.window
         self._starts = np.concatenate([[0], np.cumsum(sizes)])
+        self._most_kept = 2 * (pictures.window + max(sizes))
         self._logits = None if pictures.logits is None else ray.get(pictures.logits)
         self.is_judged = self._logits is not None
 
@@ -245,14 +257,15 @@ class _StoredTable:
                 name, number = self._sources[group]
                 with self._open(name) as file:
                     self._kept[group] = file.read_row_group(number, ["encoded"])["encoded"]
-                if len(self._kept) > self._KEPT:
+                while sum(map(len, self._kept.values())) > self._most_kept:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(group)
             return self._kept[group]
 
     def pixels(self, row: int) -> NDArray[np.uint8]:
-        group = int(np.searchsorted(self._starts, row, side="right")) - 1
-        cell = self._group(group)[row - int(self._starts[group])]
+        place = int(self._places[row])
+        group = int(np.searchsorted(self._starts, place, side="right")) - 1
+        cell = self._group(group)[place - int(self._starts[group])]
         return decode(cell.as_py(), self._pictures.px)
 
     def teacher(self, rows: NDArray[np.int64]) -> torch.Tensor:
@@ -276,6 +289,11 @@ def rows_of_classes(
             rows = rows[np.arange(per_class) * len(rows) // per_class]
         chosen.append(rows)
     return np.sort(np.concatenate(chosen))
+
+
+def reading_order(table: PictureTable, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Some rows in an order in which those lie together that the shards hold together."""
+    return rows[np.argsort(table.groups[rows], kind="stable")]
 
 
 def plain_batches(

@@ -43,6 +43,7 @@ _SCHEMA = pa.schema(
         ("class_name", pa.string()),
         ("path", pa.string()),
         ("sha256", pa.string()),
+        ("group", pa.int64()),
         ("encoded", pa.binary()),
     ]
 )
@@ -119,12 +120,13 @@ def prepare_shards(
             of a split decodes.
     """
     fingerprint = source.fingerprint()
+    asked = {"format": FORMAT, "fingerprint": fingerprint, "kept": keep}
     try:
         if out.holds(MANIFEST):
             return _finished(out, fingerprint, keep)
-        _claim(out, {"format": FORMAT, "fingerprint": fingerprint, "kept": keep})
+        _claim(out, asked)
         notes = _write_parts(source, out, keep, progress or (lambda done, total: None))
-        return _finish(source, out, keep, notes)
+        return _finish(source, out, asked, notes)
     except OSError as error:
         if out.holds(MANIFEST):  # another job was here first, and took the notes away
             (out / _NOTES).remove()
@@ -135,8 +137,11 @@ def prepare_shards(
 
 def _finished(out: Folder, fingerprint: str, keep: bool) -> Shards:
     found = read_manifest(out)
-    if (found.fingerprint, found.kept) != (fingerprint, keep):
+    if found.fingerprint != fingerprint:
         raise DataError(f"{out} already holds shards of other pictures; choose another folder.")
+    if found.kept != keep:
+        made = "with" if found.kept else "without"
+        raise DataError(f"{out} was prepared {made} --keep; choose another folder.")
     return found
 
 
@@ -147,12 +152,12 @@ def _claim(out: Folder, asked: dict[str, Any]) -> None:
         DataError: If the folder holds other files, or the beginning of other shards.
     """
     notes, name = out / _NOTES, "job"
-    if not notes.exists() and out.is_used():
+    if out.is_used() and not notes.exists():
         raise DataError(f"{out} holds other files; choose a new folder.")
     if notes.holds(name) and json.loads(notes.read(name)) != asked:
         raise DataError(
-            f"{out} holds a part of the shards of other pictures; remove it or choose another "
-            "folder."
+            f"{out} holds a part of the shards of other pictures, or of these prepared in another "
+            "way; remove it or choose another folder."
         )
     notes.write(name, json.dumps(asked).encode())
 
@@ -179,7 +184,9 @@ def _write_parts(
     return [json.loads((out / _NOTES).read(part.note)) for part in parts]
 
 
-def _finish(source: Source, out: Folder, keep: bool, notes: list[dict[str, Any]]) -> Shards:
+def _finish(
+    source: Source, out: Folder, asked: dict[str, Any], notes: list[dict[str, Any]]
+) -> Shards:
     """Writes the list of rejected pictures and the manifest."""
     rejected = sorted((r for note in notes for r in note["rejected"]), key=itemgetter("id"))
     good: Counter[str] = Counter()
@@ -198,14 +205,13 @@ def _finish(source: Source, out: Folder, keep: bool, notes: list[dict[str, Any]]
     lines = [json.dumps({"path": r["path"], "reason": r["reason"]}) + "\n" for r in rejected]
     out.write(REJECTED, "".join(lines).encode())
     manifest = {
-        "format": FORMAT,
+        **asked,
         "name": source.name,
         "seen_classes": source.seen_classes,
         "unseen_classes": source.unseen_classes,
-        "official": source.official,
+        "official": source.official and not rejected,
         "semantics": source.semantics,
-        "fingerprint": source.fingerprint(),
-        "kept": keep,
+        "note": source.note,
         "counts": dict(sorted(good.items())),
         "sizes": dict(sorted(sizes.items())),
         "rejected": len(rejected),
@@ -250,8 +256,10 @@ class _PartWriter:
             with pq.ParquetWriter(
                 pa.PythonFile(sink, "w"), _SCHEMA, compression="zstd", use_dictionary=False
             ) as writer:
-                for group in _groups(self._pictures(part, records, rejected)):
-                    writer.write_table(pa.Table.from_pylist(group, _SCHEMA), len(group))
+                groups = _groups(self._pictures(part, records, rejected))
+                for number, group in enumerate(groups, start=part.number * _MOST_ROWS):
+                    rows = [{**picture, "group": number} for picture in group]
+                    writer.write_table(pa.Table.from_pylist(rows, _SCHEMA), len(rows))
                     classes.update(picture["class_name"] for picture in group)
         note = {
             "file": part.file,

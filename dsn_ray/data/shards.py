@@ -8,6 +8,7 @@ files under `split=<seen|heldout|unseen>/domain=<sketch|photo>/` with one row pe
     class_name
     path        below the raw data root
     sha256      of the raw file, in hexadecimal
+    group       number of the row group, another for each of this split and domain
     encoded     the picture as JPEG or PNG, or as it was
 """
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     import ray.data
     from numpy.typing import NDArray
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 REJECTED = "rejected.jsonl"
 _READ_CPUS = 0.25
@@ -48,6 +49,7 @@ class Shards:
         counts: pictures by `<split>/<domain>`.
         sizes: bytes of their files, likewise.
         rejected: pictures that did not decode, listed in `rejected.jsonl`.
+        note: what people should know of how it was put together.
     """
 
     folder: Folder
@@ -61,6 +63,7 @@ class Shards:
     counts: Mapping[str, int]
     sizes: Mapping[str, int]
     rejected: int
+    note: str
 
     def __str__(self) -> str:
         """What it holds, on one line for people."""
@@ -69,7 +72,8 @@ class Shards:
         lost = ""
         if self.rejected:
             lost = f"; {self.rejected} pictures did not decode, see {self.folder / REJECTED}"
-        return f"{self.name}{embedded}: {counts}{lost}"
+        note = f"; {self.note}" if self.note else ""
+        return f"{self.name}{embedded}: {counts}{lost}{note}"
 
     def rows(self, split: Split, domain: Domain) -> "ray.data.Dataset":
         """The pictures of one split and domain, as Ray Data reads them."""
@@ -136,7 +140,7 @@ def read_manifest(folder: Folder) -> Shards:
                 key: manifest[key]
                 for key in (
                     *("name", "official", "semantics", "fingerprint", "kept"),
-                    *("counts", "sizes", "rejected"),
+                    *("counts", "sizes", "rejected", "note"),
                 )
             },
         )

@@ -6,6 +6,7 @@ whole batch, of which each worker takes its part, so that the sequence of batche
 on the number of workers.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from dsn_ray.config import AugmentConfig
-from dsn_ray.data.pictures import WINDOW, PictureTable, rows_of_classes
+from dsn_ray.data.pictures import PictureTable, rows_of_classes
 from dsn_ray.data.views import three_views
 
 _PREFETCHED_STEPS = 2
@@ -42,7 +43,8 @@ def draw_epoch(
     per_batch: int,
     steps: int,
     seed: tuple[int, ...],
-    groups: NDArray[np.int64] | None = None,
+    groups: NDArray[np.int64],
+    window: float = math.inf,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Chooses the rows of each step: one random order after another, each of the whole pool.
 
@@ -51,27 +53,39 @@ def draw_epoch(
         per_batch: rows per step.
         steps: number of steps.
         seed: the same seed gives the same epoch.
-        groups: which of them are cheap to read together, `[len(pool)]`; then groups are put into
-            a random order, and rows into one among `WINDOW` groups at a time.
+        groups: which of them the shards hold together, `[len(pool)]`.
+        window: a pool larger than this is mixed in two steps, as it could be read from the shards:
+            groups are put into a random order and cut into windows of about so many rows, and the
+            rows of each window are put into one.
 
     Returns:
         `[steps, per_batch]` rows, and which passage through the pool each belongs to.
     """
     passages = -(-steps * per_batch // len(pool))
-    orders = [_order(pool, np.random.default_rng((*seed, p)), groups) for p in range(passages)]
+    orders = [
+        _order(pool, np.random.default_rng((*seed, passage)), groups, window)
+        for passage in range(passages)
+    ]
     rows = np.concatenate(orders)[: steps * per_batch].reshape(steps, per_batch)
     passage = np.arange(steps * per_batch).reshape(steps, per_batch) // len(pool)
     return rows, passage
 
 
 def _order(
-    pool: NDArray[np.int64], random: np.random.Generator, groups: NDArray[np.int64] | None
+    pool: NDArray[np.int64],
+    random: np.random.Generator,
+    groups: NDArray[np.int64],
+    window: float,
 ) -> NDArray[np.int64]:
-    if groups is None:
+    if len(pool) <= window:
         return random.permutation(pool)
-    order = random.permutation(np.unique(groups))
-    windows = [order[start : start + WINDOW] for start in range(0, len(order), WINDOW)]
-    return np.concatenate([random.permutation(pool[np.isin(groups, w)]) for w in windows])
+    numbers, group_of_row, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    order = random.permutation(len(numbers))
+    rows_before = np.cumsum(sizes[order]) - sizes[order]
+    window_of_group = np.empty(len(numbers))
+    window_of_group[order] = rows_before // window
+    mixed = random.permutation(len(pool))
+    return pool[mixed[np.argsort(window_of_group[group_of_row[mixed]], kind="stable")]]
 
 
 class PairStream:
@@ -113,9 +127,9 @@ class PairStream:
             domain: rows_of_classes(table.labels, classes, per_class)
             for domain, table in self._tables.items()
         }
-        self._groups = {
-            domain: None if table.groups is None else table.groups[self._pools[domain]]
-            for domain, table in self._tables.items()
+        self._groups = {d: t.groups[self._pools[d]] for d, t in self._tables.items()}
+        self._windows = {
+            d: t.window * len(self._pools[d]) / len(t.ids) for d, t in self._tables.items()
         }
         self._training_label = np.full(int(classes.max()) + 1, -1)
         self._training_label[classes] = np.arange(len(classes))
@@ -135,6 +149,7 @@ class PairStream:
                 self.steps,
                 (self._seed, number, code),
                 self._groups[domain],
+                self._windows[domain],
             )
             rows[domain], passages[domain] = drawn[0][:, part], drawn[1][:, part]
 

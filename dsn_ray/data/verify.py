@@ -43,7 +43,7 @@ class Count:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Files with the same bytes.
+    """Files with the same bytes, or one file in several splits.
 
     Attributes:
         paths: below the root.
@@ -63,7 +63,9 @@ class Report:
         complete: whether it is the complete official set; None where no such set is known.
         counts: of each split and domain.
         classes: pictures by split, class and domain.
-        missing: pictures that lists name and that are not there, by split, class and domain.
+        note: what people should know of how the data set was put together.
+        missing: how many pictures lists name that are not there, by split, class and domain.
+        missing_paths: which these are.
         absent: classes of the official split without any picture here.
         undecodable: path and reason of each.
         duplicates: files with the same bytes.
@@ -75,7 +77,9 @@ class Report:
     complete: bool | None
     counts: list[Count]
     classes: dict[str, dict[str, dict[str, int]]]
+    note: str
     missing: dict[str, dict[str, dict[str, int]]]
+    missing_paths: list[str]
     absent: list[str]
     undecodable: list[tuple[str, str]]
     duplicates: list[Duplicates]
@@ -178,10 +182,16 @@ def report(
     known = known_to_imagenet(source.semantics)
     return Report(
         name=source.name,
-        complete=source.official and not missing if expected else None,
+        complete=(
+            source.official and not missing and not any(reason for _, reason in found)
+            if expected
+            else None
+        ),
         counts=counts,
         classes=_by_class(source.records),
+        note=source.note,
         missing=_by_class(missing),
+        missing_paths=[record.path for record in missing],
         absent=_absent(source),
         undecodable=[
             (record.path, reason)
@@ -207,14 +217,17 @@ def _by_class(records: Sequence[Record]) -> dict[str, dict[str, dict[str, int]]]
 
 
 def _duplicates(source: Source, found: Sequence[tuple[str, str]]) -> list[Duplicates]:
-    groups: dict[str, dict[str, Split]] = defaultdict(dict)
+    groups: dict[str, set[tuple[str, Split]]] = defaultdict(set)
     for record, (digest, _) in zip(source.records, found, strict=True):
         if digest:
-            groups[digest][record.path] = record.split
+            groups[digest].add((record.path, record.split))
     return [
-        Duplicates(tuple(sorted(paths)), tuple(sorted(set(paths.values()))))
-        for paths in groups.values()
-        if len(paths) > 1
+        Duplicates(
+            tuple(sorted({path for path, _ in places})),
+            tuple(sorted({split for _, split in places})),
+        )
+        for places in groups.values()
+        if len(places) > 1
     ]
 
 
@@ -234,8 +247,8 @@ def _errors(
     leaks = [d for d in duplicates if "unseen" in d.splits and len(d.splits) > 1]
     if leaks:
         errors.append(
-            f"{len(leaks)} pictures lie in both seen and unseen classes, as {leaks[0].paths[0]} "
-            f"and {leaks[0].paths[-1]} do."
+            f"{len(leaks)} pictures lie in both seen and unseen classes, as "
+            f"{' and '.join(leaks[0].paths[:2])} {'does' if len(leaks[0].paths) == 1 else 'do'}."
         )
     usable = {
         (r.class_name, r.domain)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dsn_ray.data import catalog
 from dsn_ray.data.catalog import (
     DataError,
     Record,
@@ -34,6 +35,13 @@ def test_read_refuses_paths_out_of_the_root(folder: Path, path: str) -> None:
     source = open_source("folder:mine", folder)
     with pytest.raises(DataError, match="outside its root"):
         source.read(Record(path, "cat", "photo", "seen"))
+
+
+def test_a_file_too_large_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source("folder:mine", folder)
+    monkeypatch.setattr(catalog, "LARGEST_FILE", 3)
+    with pytest.raises(ValueError, match="larger than"):
+        source.read(Record("photo/cat/1.png", "cat", "photo", "seen"))
 
 
 def test_fingerprint_follows_the_files_and_sources_pickle(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,6 +49,44 @@ def test_bad_folders_are_refused(folder: Path, case: str) -> None:
     spoil, message = BAD_FOLDERS[case]
     spoil(folder)
     with pytest.raises(DataError, match=message):
+        open_source("folder:mine", folder)
+
+
+def test_classes_may_lack_pictures_where_that_is_to_be_found_out(folder: Path) -> None:
+    (folder / "photo" / "cat" / "1.png").unlink()
+    source = open_source("folder:mine", folder, missing=[])
+    assert source.seen_classes == ("cat", "dog")
+    assert counts(source) == (2, 0, 1, 1, 1)
+
+
+@pytest.mark.parametrize("linked", ["photo", "photo/cat", "unseen.txt"])
+def test_links_out_of_the_root_are_refused(folder: Path, tmp_path: Path, linked: str) -> None:
+    (folder / linked).rename(tmp_path / "elsewhere")
+    (folder / linked).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=f"{linked} is a symbolic link out of {folder}"):
+        open_source("folder:mine", folder)
+
+
+def test_links_within_the_root_are_followed(folder: Path) -> None:
+    (folder / "photo" / "cat").rename(folder / "cats")
+    (folder / "photo" / "cat").symlink_to(folder / "cats")
+    assert counts(open_source("folder:mine", folder)) == (2, 0, 1, 2, 1)
+
+
+def test_a_link_in_a_circle_is_a_picture_that_cannot_be_read(folder: Path) -> None:
+    circle = folder / "photo" / "cat" / "circle.png"
+    circle.symlink_to(circle)
+    source = open_source("folder:mine", folder)
+    assert counts(source) == (2, 0, 1, 3, 1)
+    assert source.fingerprint()
+    with pytest.raises((OSError, DataError)):
+        source.read(Record("photo/cat/circle.png", "cat", "photo", "seen"))
+
+
+@pytest.mark.parametrize("name", [b"photo/cat/\xe4.png", b"photo/\xe4/1.png"])
+def test_names_that_are_no_text_are_refused(folder: Path, name: bytes) -> None:
+    write(folder / os.fsdecode(name))
+    with pytest.raises(DataError, match=r"has a name that is not UTF-8: .*; rename it\."):
         open_source("folder:mine", folder)
 
 

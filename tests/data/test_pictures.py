@@ -14,6 +14,7 @@ from dsn_ray.data.pictures import (
     TeacherLogits,
     load_pictures,
     plain_batches,
+    reading_order,
     rows_of_classes,
 )
 from dsn_ray.data.preparing import prepare_shards
@@ -55,8 +56,8 @@ def test_every_way_gives_the_same_pictures(shards, drawings, share):
     assert isinstance(loaded, StoredPictures if share == "stored" else HeldPictures)
     assert share == "stored" or loaded.decoded == (share == "decoded")
     table = loaded.table()
-    assert sorted(table.ids) == sorted(teacher.ids)
-    assert (table.groups is None) == (share != "stored")
+    assert table.ids.tolist() == teacher.ids.tolist()
+    assert table.window > len(table.ids)
     assert table.is_judged
     rows = np.arange(len(table.ids))[::-1]
     assert table.teacher(rows)[:, 3].tolist() == table.ids[rows].tolist()
@@ -78,15 +79,14 @@ def test_a_few_row_groups_are_kept(shards, tmp_path, drawings, monkeypatch):
         if (part.split, part.domain) == ("seen", "sketch"):
             writer(part.row(source))
     folder = Folder.at(tmp_path) / "split=seen" / "domain=sketch"
-    table = StoredPictures(folder, "sketch", PX, 30, None).table()
-    assert table.groups.tolist() == list(range(30))
+    table = StoredPictures(folder, "sketch", PX, 30, 2, None).table()
+    assert sorted(table.groups.tolist()) == list(range(30))
     assert not table.is_judged
-    monkeypatch.setattr(type(table), "_KEPT", 3)
     whole = load_pictures(shards, "seen", "sketch", PX).table()
     place = {number: row for row, number in enumerate(whole.ids)}
     for row in np.random.default_rng(0).integers(0, 30, 60):
         np.testing.assert_array_equal(table.pixels(row), whole.pixels(place[table.ids[row]]))
-        assert len(table._kept) <= 3
+        assert len(table._kept) <= 6
 
 
 def test_rows_of_classes_are_spread_over_each_class():
@@ -142,24 +142,41 @@ def test_no_unseen_class_reaches_a_training_or_a_validation_batch(shards, share)
                 assert shown not in {*held_out, *UNSEEN}
 
 
-def test_epochs_from_the_shards_are_the_same_for_any_number_of_workers(shards, monkeypatch):
+def epoch_of(shards, rank=0, world=1):
+    tables = [load_pictures(shards, "seen", d, PX).table() for d in ("sketch", "photo")]
+    stream = PairStream(
+        *tables,
+        np.array([0, 2, 3]),
+        sketches_per_batch=4,
+        photos_per_batch=4,
+        epoch_ends="longer",
+        per_class=5,
+        augment=AugmentConfig(),
+        seed=0,
+        rank=rank,
+        world=world,
+    )
+    return list(stream.epoch(1))
+
+
+@pytest.mark.parametrize("window", [96 * 2**20, 2000])
+def test_an_epoch_is_the_same_for_every_way_and_any_number_of_workers(shards, monkeypatch, window):
+    monkeypatch.setattr(pictures_module, "WINDOW_BYTES", window)
+    monkeypatch.setattr(pictures_module, "_SHARE_OF_STORE", 1.0)
+    held = epoch_of(shards)
     monkeypatch.setattr(pictures_module, "_SHARE_OF_STORE", 0.0)
-
-    def epoch(rank, world):
-        tables = [load_pictures(shards, "seen", d, PX).table() for d in ("sketch", "photo")]
-        stream = PairStream(
-            *tables,
-            np.array([0, 2]),
-            sketches_per_batch=4,
-            photos_per_batch=4,
-            epoch_ends="longer",
-            per_class=None,
-            augment=AugmentConfig(),
-            seed=0,
-            rank=rank,
-            world=world,
+    halves = zip(epoch_of(shards, 0, 2), epoch_of(shards, 1, 2), strict=True)
+    for whole, (first, second) in zip(held, halves, strict=True):
+        assert torch.equal(whole.photo_views, torch.cat([first.photo_views, second.photo_views]))
+        assert torch.equal(
+            whole.sketch_labels, torch.cat([first.sketch_labels, second.sketch_labels])
         )
-        return list(stream.epoch(1))
 
-    for alone, first, second in zip(epoch(0, 1), epoch(0, 2), epoch(1, 2), strict=True):
-        assert torch.equal(alone.photo_views, torch.cat([first.photo_views, second.photo_views]))
+
+def test_rows_that_lie_together_are_read_together(shards):
+    table = load_pictures(shards, "seen", "photo", PX).table()
+    rows = np.arange(1, len(table.ids))
+    order = reading_order(table, rows)
+    assert sorted(order) == rows.tolist()
+    assert (np.diff(table.groups[order]) >= 0).all()
+    assert len(set(table.groups)) > 1

@@ -117,7 +117,7 @@ def test_other_pictures_and_other_files_are_left_alone(connected, drawings, tmp_
     source = open_source("folder:toy", copy)
     prepare_shards(source, out)
     before = out.read(MANIFEST)
-    with pytest.raises(DataError, match="already holds shards of other pictures"):
+    with pytest.raises(DataError, match="was prepared without --keep"):
         prepare_shards(source, out, keep=True)
     Image.new("RGB", (300, 600), "red").save(copy / "photo" / "circle" / "new.png")
     changed = open_source("folder:toy", copy)
@@ -207,11 +207,14 @@ def test_a_bad_picture_costs_one_row_and_an_odd_one_none(connected, drawings, tm
     secret = tmp_path / "secret.png"
     shutil.copy(folder / "0.png", secret)
     (folder / "link.png").symlink_to(secret)
+    (folder / "circle.png").symlink_to(folder / "circle.png")
     odd = odd_pictures(folder)
     made = prepare_shards(open_source("folder:toy", copy), Folder.at(tmp_path / "shards"))
     lines = (tmp_path / "shards" / "rejected.jsonl").read_text().splitlines()
     rejected = {json.loads(line)["path"]: json.loads(line)["reason"] for line in lines}
-    expected = {f"photo/{folder.name}/{name}" for name in (*bad_pictures(), "link.png")}
+    expected = {
+        f"photo/{folder.name}/{name}" for name in (*bad_pictures(), "link.png", "circle.png")
+    }
     assert set(rejected) == {*expected, "photo/circle/broken.png"}
     assert "lies outside its root" in rejected[f"photo/{folder.name}/link.png"]
     rows = made.rows("seen", "photo").take_all()

@@ -6,16 +6,23 @@ from hypothesis import strategies as st
 
 from dsn_ray.config import AugmentConfig
 from dsn_ray.data.catalog import open_source
-from dsn_ray.data.pictures import WINDOW, TeacherLogits, load_pictures
+from dsn_ray.data.pictures import TeacherLogits, load_pictures
 from dsn_ray.data.preparing import prepare_shards
 from dsn_ray.data.storage import Folder
 from dsn_ray.data.stream import PairStream, draw_epoch
 
 
-@given(st.integers(1, 40), st.integers(1, 20), st.integers(1, 6), st.integers(0, 1000))
-def test_every_passage_takes_each_row_once(pool_size, per_batch, steps, seed):
+@given(
+    st.integers(1, 40),
+    st.integers(1, 20),
+    st.integers(1, 6),
+    st.integers(0, 1000),
+    st.sampled_from([1, 2.5, 9, np.inf]),
+)
+def test_every_passage_takes_each_row_once(pool_size, per_batch, steps, seed, window):
     pool = np.arange(pool_size) * 3
-    rows, passage = draw_epoch(pool, per_batch, steps, (seed,))
+    groups = np.random.default_rng(seed).integers(0, 5, pool_size)
+    rows, passage = draw_epoch(pool, per_batch, steps, (seed,), groups, window)
     assert rows.shape == passage.shape == (steps, per_batch)
     flat = rows.ravel()
     assert set(flat) <= set(pool)
@@ -30,26 +37,32 @@ def test_every_passage_takes_each_row_once(pool_size, per_batch, steps, seed):
     st.integers(1, 20),
     st.integers(1, 6),
     st.integers(0, 1000),
+    st.floats(1, 50),
 )
-def test_rows_from_shards_come_in_windows_of_groups(sizes, per_batch, steps, seed):
-    groups = np.repeat(np.arange(len(sizes)), sizes)
+def test_rows_come_in_windows_of_groups(sizes, per_batch, steps, seed, window):
+    random = np.random.default_rng(seed)
+    groups = random.permutation(np.repeat(np.arange(len(sizes)) * 7, sizes))
     pool = np.arange(len(groups)) * 2
-    rows, passage = draw_epoch(pool, per_batch, steps, (seed,), groups)
+    rows, passage = draw_epoch(pool, per_batch, steps, (seed,), groups, window)
+    most = window + max(sizes)
     for number in range(passage.max() + 1):
         drawn = rows[passage == number]
         assert len(set(drawn.tolist())) == len(drawn)
-        firsts = list(dict.fromkeys(groups[drawn // 2].tolist()))
-        place = {group: i for i, group in enumerate(firsts)}
-        reached = np.maximum.accumulate([place[g] for g in groups[drawn // 2].tolist()])
-        oldest = np.array([place[g] for g in groups[drawn // 2].tolist()])
-        assert (reached - oldest < WINDOW).all()
+        # Between a group's first and last row, no more rows are drawn than a window has.
+        found = groups[drawn // 2]
+        for group in set(found.tolist()):
+            places = np.flatnonzero(found == group)
+            assert places[-1] - places[0] < max(most, 1)
 
 
 def test_the_seed_decides_the_order():
     pool = np.arange(50)
-    one, other = (draw_epoch(pool, 10, 5, (0, epoch, 0))[0] for epoch in (0, 1))
-    np.testing.assert_array_equal(one, draw_epoch(pool, 10, 5, (0, 0, 0))[0])
-    assert (one != other).any()
+    for window in (10, 100):
+        one, other, again = (
+            draw_epoch(pool, 10, 5, (0, epoch, 0), pool // 5, window)[0] for epoch in (0, 1, 0)
+        )
+        np.testing.assert_array_equal(one, again)
+        assert (one != other).any()
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """What is missing in a data set, and what is wrong with it."""
 
 import shutil
+from dataclasses import replace
 
 from dsn_ray.data.catalog import Record, Source, open_source
 from dsn_ray.data.verify import read_all, report
@@ -49,6 +50,14 @@ def test_a_photo_in_both_seen_and_unseen_is_an_error():
     assert "1 pictures lie in both seen and unseen classes, as photo/a/1.png" in error
 
 
+def test_a_photo_that_lists_name_as_seen_and_as_unseen_is_an_error():
+    records = [*full(), Record("photo/a/1.png", "a", "photo", "unseen")]
+    found = [*found_of(full()), found_of(full())[3]]
+    told = report(source_of(*records), found)
+    assert told.duplicates[0].splits == ("seen", "unseen")
+    assert told.errors == ["1 pictures lie in both seen and unseen classes, as photo/a/1.png does."]
+
+
 def test_duplicates_within_a_split_are_told_but_are_no_error():
     records = full()
     found = found_of(records)
@@ -84,9 +93,13 @@ def test_official_sets_are_measured_by_their_counts():
     assert (photos.lines, photos.unique, photos.expected) == (2, 1, 17_101)
     assert by_key["unseen", "sketch"].missing == 1
     assert told.missing == {"unseen": {"cup": {"sketch": 1}}}
+    assert told.missing_paths == ["sketch/cup/1.png"]
     assert by_key["heldout", "sketch"].expected == 5_000
     assert len(told.absent) == 123
     assert told.known_to_teacher == ["swan"]
+    whole = replace(source, official=True)
+    assert report(whole, found_of(records)).complete is True
+    assert report(whole, [*found_of(records)[:2], ("", "truncated")]).complete is False
 
 
 def test_every_picture_is_read(connected, drawings, tmp_path):
