@@ -1,6 +1,7 @@
 """What a person sees of a sweep and of a training while they run, and the record of the trials."""
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from rich.text import Text
 from dsn_ray.space import describe
 from dsn_ray.worker import OBJECTIVE
 
-State = Literal["running", "finished", "stopped early", "failed"]
+State = Literal["running", "finished", "stopped early", "diverged", "failed"]
 _ROWS_SHOWN = 10
 
 
@@ -94,8 +95,9 @@ class SweepProgress(tune.Callback):
     ) -> None:
         """Writes the record anew, and tells of a trial that was stopped."""
         self._write(trials, trial)
-        if not self._live and _epoch(trial) < self.epochs:
-            self._say(f"trial {trials.index(trial) + 1}/{self.planned} stopped early")
+        state = self._how_it_ended(trial)
+        if not self._live and state != "finished":
+            self._say(f"trial {trials.index(trial) + 1}/{self.planned} {state}")
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -110,6 +112,11 @@ class SweepProgress(tune.Callback):
             return "failed"
         if trial.status != Trial.TERMINATED:
             return "running"
+        return self._how_it_ended(trial)
+
+    def _how_it_ended(self, trial: Trial) -> State:
+        if _value(trial) is None:
+            return "diverged"
         return "finished" if _epoch(trial) >= self.epochs else "stopped early"
 
     def _write(self, trials: list[Trial], ended: Trial) -> None:
@@ -119,13 +126,13 @@ class SweepProgress(tune.Callback):
             if state == "running" and trial is not ended:
                 continue
             if state == "running":
-                state = "finished" if _epoch(trial) >= self.epochs else "stopped early"
+                state = self._how_it_ended(trial)
             lines.append(
                 json.dumps(
                     {
                         "number": number,
                         "parameters": trial.config,
-                        "value": (trial.last_result or {}).get(OBJECTIVE),
+                        "value": _value(trial),
                         "epochs": _epoch(trial),
                         "state": state,
                     }
@@ -139,7 +146,7 @@ class SweepProgress(tune.Callback):
         table = Table("trial", "settings", "epoch", "mAP", "", box=None, header_style="bold")
         best = _best(trials)
         for number, trial in list(enumerate(trials, start=1))[-_ROWS_SHOWN:]:
-            value = (trial.last_result or {}).get(OBJECTIVE)
+            value = _value(trial)
             table.add_row(
                 str(number),
                 describe(trial.config),
@@ -171,12 +178,18 @@ def _epoch(trial: Trial) -> int:
     return int((trial.last_result or {}).get("epoch", 0))
 
 
+def _value(trial: Trial) -> float | None:
+    """The trial's objective; None before its first epoch, and where it has diverged."""
+    value = (trial.last_result or {}).get(OBJECTIVE)
+    return None if value is None or math.isnan(value) else float(value)
+
+
 def _epochs_done(trials: list[Trial]) -> int:
     return sum(map(_epoch, trials))
 
 
 def _best(trials: list[Trial]) -> Trial | None:
-    rated = [t for t in trials if OBJECTIVE in (t.last_result or {})]
+    rated = [trial for trial in trials if _value(trial) is not None]
     return max(rated, key=lambda t: (_epoch(t), t.last_result[OBJECTIVE]), default=None)
 
 

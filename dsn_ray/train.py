@@ -6,6 +6,7 @@ Examples:
 """
 
 import argparse
+import math
 import signal
 import sys
 import threading
@@ -129,6 +130,8 @@ def fit(
 ) -> "ray.train.Result":
     """Trains on Ray Train workers; a run of the same name and storage goes on where it was.
 
+    It ends early where the loss is no number any more.
+
     Args:
         config: the training.
         data: what to train on.
@@ -188,9 +191,19 @@ def fit(
 
 
 def kept_checkpoint(result: "ray.train.Result", config: Config) -> "ray.train.Checkpoint":
-    """The checkpoint of the epoch that counts, as `train.keep` says."""
+    """The checkpoint of the epoch that counts, as `train.keep` says.
+
+    Raises:
+        UserError: If the training has diverged.
+    """
     from dsn_ray.worker import SEEN
 
+    metrics = result.metrics or {}
+    if not math.isfinite(metrics.get("loss_total", 0.0)):
+        raise UserError(
+            f"The training diverged in epoch {metrics['epoch']} of {config.train.epochs}: its loss "
+            f"is no number any more. A lower optimizer.lr ({config.optimizer.lr:g}) may help."
+        )
     if config.train.keep == "best_seen":
         chosen = result.get_best_checkpoint(SEEN, "max")
     else:

@@ -239,6 +239,11 @@ def _search(
         grid = tuner.fit()
     finished = [r for r in grid if r.metrics and r.metrics.get("epoch", 0) >= epochs]
     rated = [r for r in finished if not math.isnan(r.metrics.get(OBJECTIVE, math.nan))]
+    if not rated and not grid.errors:
+        raise UserError(
+            "Every trial diverged: their losses are no numbers any more. A lower optimizer.lr "
+            f"({sweep.config.optimizer.lr:g}) may help."
+        )
     if not rated:
         raise RuntimeError("no trial came to its end") from next(iter(grid.errors), None)
     best = max(rated, key=lambda result: float(result.metrics[OBJECTIVE]))

@@ -122,6 +122,8 @@ def training_loop(job: dict[str, Any]) -> None:
                 (Path(folder) / "about.json").write_text(text, encoding="utf-8")
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
             ray.train.report(metrics, checkpoint=checkpoint)
+        if not math.isfinite(metrics["loss_total"]):
+            break  # what has diverged does not come back
 
 
 def _one_epoch(learner: Learner, batches: Iterable[Batch], config: Config) -> dict[str, float]:

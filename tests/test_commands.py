@@ -150,6 +150,17 @@ def test_the_released_recipe_keeps_the_epoch_that_rates_held_out_sketches_best(
     assert len(json.loads((here / "rows.json").read_text())["rows"]) == 8
 
 
+def test_a_training_that_diverges_ends_and_says_so(here, attached, drawings, capfd):
+    settings = {**tune.SMOKE_TEST, "network.backbone": "efficientnet_lite0"}
+    settings |= {"network.weights": "none", "optimizer.lr": 1e30, "train.epochs": 5}
+    given = [f"--set={name}={value}" for name, value in settings.items()]
+    data = ["--data", f"folder:toy={drawings}", "--set=data.validation_classes=2"]
+    assert train.main([*data, *given, "--name", "lost", "--workers", "1"]) == 2
+    said = capfd.readouterr()
+    assert "The training diverged in epoch 1 of 5: its loss is no number" in said.err
+    assert "epoch 2/5" not in said.out
+
+
 def test_one_training_and_its_checkpoint(here, attached, drawings, capfd):
     settings = {**tune.SMOKE_TEST, "network.backbone": "efficientnet_lite0"}
     settings |= {"data.validation_classes": 2, "network.weights": "none"}

@@ -24,6 +24,7 @@ TRIALS = [
     trial(Trial.TERMINATED, 1, 0.2, 0.2),
     trial(Trial.ERROR, 2, 0.3, 0.3),
     trial(Trial.RUNNING, 1, 0.4, 0.4),
+    trial(Trial.TERMINATED, 1, float("nan"), 0.5),
 ]
 
 
@@ -40,6 +41,7 @@ def test_the_record_has_a_line_for_each_trial_that_ended(tmp_path):
         (1, "finished", 3, 0.5),
         (2, "stopped early", 1, 0.2),
         (3, "failed", 2, 0.3),
+        (5, "diverged", 1, None),
     ]
     assert lines[1]["parameters"] == {"loss.lambda1": 0.2}
 
@@ -58,8 +60,9 @@ def test_the_live_view_fits_80_columns_and_names_the_best(tmp_path):
         shown.on_step_end(1, TRIALS)
     text = console.file.getvalue()
     assert "best mAP 0.5000" in text
-    assert "3 of 5 trials done, 7 epochs" in text
+    assert "4 of 5 trials done, 8 epochs" in text
     assert "stopped early" in text
+    assert "diverged" in text
 
 
 def test_tune_can_pickle_it_while_it_shows(tmp_path):

@@ -114,12 +114,22 @@ class Shards:
 
 
 def where_it_lies(folder: Folder) -> dict[str, Any]:
-    """Remote arguments that keep a task on this node if a folder is on its disk."""
+    """Remote arguments that keep a task on this node if a folder is on its disk.
+
+    Raises:
+        DataError: If it is, and Ray may run nothing on this node.
+    """
     import ray
 
     if not folder.is_local:
         return {}
-    return {"label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()}}
+    this = ray.get_runtime_context().get_node_id()
+    if not any(n["NodeID"] == this and n["Resources"].get("CPU") for n in ray.nodes()):
+        raise DataError(
+            f"{folder} is on the disk of this node, which gives Ray no CPUs; put it where all "
+            "nodes reach it, or start Ray here with --num-cpus."
+        )
+    return {"label_selector": {"ray.io/node-id": this}}
 
 
 def read_manifest(folder: Folder) -> Shards:

@@ -4,10 +4,11 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import ray
 
 from dsn_ray.data.catalog import DataError, open_source
 from dsn_ray.data.preparing import prepare_shards
-from dsn_ray.data.shards import locate, open_shards, read_manifest
+from dsn_ray.data.shards import locate, open_shards, read_manifest, where_it_lies
 from dsn_ray.data.storage import Folder
 from tests.conftest import SHAPES, UNSEEN
 
@@ -31,6 +32,18 @@ def test_photos_with_one_name_or_the_same_bytes_repeat(connected, drawings, tmp_
     repeated = [source.records[i].path for i in made.repeats("unseen", "photo")]
     assert repeated == ["photo/zigzag/9.png", "photo/zigzag/4.png"]
     assert made.repeats("unseen", "sketch").tolist() == []
+
+
+def test_a_node_without_cpus_cannot_read_its_disk(connected, tmp_path, monkeypatch):
+    (node,) = ray.nodes()
+    assert where_it_lies(Folder.at(tmp_path)) == {
+        "label_selector": {"ray.io/node-id": node["NodeID"]}
+    }
+    monkeypatch.setattr(ray, "nodes", lambda: [{**node, "Resources": {"memory": 1.0}}])
+    with pytest.raises(DataError, match="which gives Ray no CPUs"):
+        where_it_lies(Folder.at(tmp_path))
+    monkeypatch.setattr(Folder, "is_local", False)
+    assert where_it_lies(Folder.at(tmp_path)) == {}
 
 
 def test_a_shard_folder_is_found_by_its_manifest(connected, drawings, tmp_path, monkeypatch):

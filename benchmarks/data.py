@@ -1,0 +1,224 @@
+"""How fast pictures are prepared and read, beside plain loops on the same cores, in one run.
+
+    python benchmarks/data.py SKETCHY_ROOT --work FOLDER
+
+Makes a data set as large as all of Sketchy out of a part of it (each picture cropped and encoded
+anew, so that no two files are the same), prepares it, reads the beginning of an epoch in three
+views of 224 px, and prints ratios. The plain loops do the same work: a process per core that reads,
+checks and encodes files, and torch's DataLoader over the same bytes in memory.
+"""
+
+import argparse
+import itertools
+import multiprocessing
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import ray
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from dsn_ray.config import AugmentConfig
+from dsn_ray.data import pictures as pictures_module
+from dsn_ray.data.catalog import Source, open_source
+from dsn_ray.data.pictures import load_pictures
+from dsn_ray.data.preparing import checked, prepare_shards
+from dsn_ray.data.shards import Shards
+from dsn_ray.data.storage import Folder
+from dsn_ray.data.stream import PairStream
+from dsn_ray.data.views import decode, three_views
+from dsn_ray.runtime import ray_cluster
+
+PX = 224
+SKETCHES, PHOTOS = 32, 64
+SAMPLE = 4000
+CORES = os.cpu_count() or 1
+
+
+def enlarge(small: Source, folder: Path, pictures: int) -> None:
+    """Writes a data set in the `folder:` layout with as many pictures as asked for."""
+    out = folder.with_name("unfinished")
+    shutil.rmtree(out, ignore_errors=True)
+    records = [small.records[i % len(small.records)] for i in range(pictures)]
+    root = root_of(small)
+    jobs = [(root, r.path, out / r.domain / r.class_name, i) for i, r in enumerate(records)]
+    with multiprocessing.Pool(CORES) as pool:
+        for _ in pool.imap_unordered(_crop, jobs, chunksize=256):
+            pass
+    (out / "unseen.txt").write_text("\n".join(small.unseen_classes))
+    out.rename(folder)
+
+
+def root_of(source: Source) -> Path:
+    """Where pictures that are not embedded lie."""
+    if source.root is None:
+        raise ValueError("embedded pictures lie nowhere")
+    return source.root
+
+
+def _crop(job: tuple[Path, str, Path, int]) -> None:
+    root, path, folder, number = job
+    random = np.random.default_rng(number)
+    with Image.open(root / path) as opened:
+        left, top = random.integers(0, 8, 2)
+        image = opened.convert("RGB").crop((left, top, opened.width - 8, opened.height - 8))
+    folder.mkdir(parents=True, exist_ok=True)
+    suffix = ".png" if path.endswith("png") else ".jpg"
+    image.resize((256, 256)).save(folder / f"{number}{suffix}")
+
+
+def _check_file(job: tuple[Path, str]) -> int:
+    path, domain = job
+    return len(checked(path.read_bytes(), "sketch" if domain == "sketch" else "photo"))
+
+
+def plain_prepare(source: Source) -> float:
+    """Pictures per second of a process per core that reads, checks and encodes."""
+    root = root_of(source)
+    chosen = np.random.default_rng(0).choice(len(source.records), SAMPLE, replace=False)
+    jobs = [(root / source.records[i].path, source.records[i].domain) for i in chosen]
+    with multiprocessing.Pool(CORES) as pool:
+        list(pool.imap_unordered(_check_file, jobs[:100]))
+        started = time.perf_counter()
+        for _ in pool.imap_unordered(_check_file, jobs, chunksize=64):
+            pass
+        return len(jobs) / (time.perf_counter() - started)
+
+
+class InMemory(Dataset[torch.Tensor]):
+    """Encoded pictures in memory to three views each."""
+
+    def __init__(self, encoded: list[bytes]) -> None:
+        self._encoded = encoded
+
+    def __len__(self) -> int:
+        return len(self._encoded)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        random = np.random.default_rng(index)
+        picture = decode(self._encoded[index], PX)
+        return torch.from_numpy(three_views(picture, False, random, AugmentConfig()))
+
+
+def plain_reading(encoded: list[bytes]) -> float:
+    """Pictures per second of torch's DataLoader, the better of none and two worker processes."""
+    rates = []
+    for workers in (0, 2):
+        loader = DataLoader(InMemory(encoded), SKETCHES + PHOTOS, num_workers=workers)
+        batches = iter(loader)
+        next(batches)
+        started = time.perf_counter()
+        count = sum(len(batch) for batch in batches)
+        rates.append(count / (time.perf_counter() - started))
+    return max(rates)
+
+
+def our_reading(shards: Shards, share: float, steps: int) -> tuple[float, float]:
+    """Pictures per second of an epoch, and the seconds to its first batch."""
+    pictures_module._SHARE_OF_STORE = share
+    stream = PairStream(
+        load_pictures(shards, "seen", "sketch", PX).table(),
+        load_pictures(shards, "seen", "photo", PX).table(),
+        np.arange(len(shards.seen_classes)),
+        sketches_per_batch=SKETCHES,
+        photos_per_batch=PHOTOS,
+        epoch_ends="longer",
+        per_class=None,
+        augment=AugmentConfig(),
+        seed=0,
+    )
+    asked = time.perf_counter()
+    batches = stream.epoch(0)
+    next(batches)
+    started = time.perf_counter()
+    count = sum(1 for _ in itertools.islice(batches, steps)) * (SKETCHES + PHOTOS)
+    return count / (time.perf_counter() - started), started - asked
+
+
+def watched(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds that some work took, and the GiB by which memory in use rose meanwhile."""
+
+    def in_use() -> int:
+        total = 0
+        for rollup in Path("/proc").glob("[0-9]*/smaps_rollup"):
+            try:
+                lines = rollup.read_text().splitlines()
+            except OSError:
+                continue
+            total += sum(int(x.split()[1]) for x in lines if x.startswith("Pss_Anon"))
+        return total
+
+    before, most, done = in_use(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not done.wait(1.0):
+            most = max(most, in_use())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    started = time.perf_counter()
+    work()
+    took = time.perf_counter() - started
+    done.set()
+    watcher.join()
+    return took, max(0, most - before) / 2**20
+
+
+def encoded_sample(shards: Shards) -> Iterator[bytes]:
+    """Encoded pictures in the proportion of a batch."""
+    for domain, many in (("sketch", SKETCHES), ("photo", PHOTOS)):
+        rows = shards.rows("seen", "sketch" if domain == "sketch" else "photo")
+        for row in rows.limit(SAMPLE * many // (SKETCHES + PHOTOS)).iter_rows():
+            yield row["encoded"]
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--pictures", type=int, default=75_471 + 73_002)
+    parser.add_argument("--work", type=Path, required=True)
+    parsed = parser.parse_args()
+    large, out = parsed.work / "large", parsed.work / "shards"
+    if not large.exists():
+        enlarge(open_source("sketchy", parsed.root), large, parsed.pictures)
+    source = open_source("folder:large", large)
+    shutil.rmtree(out, ignore_errors=True)
+    torch.set_num_threads(1)
+
+    plain = plain_prepare(source)
+    with ray_cluster():
+        ray.get(ray.remote(lambda: None).remote())
+        took, memory = watched(lambda: prepare_shards(source, Folder.at(out)))
+        ours = len(source.records) / took
+        shards = prepare_shards(source, Folder.at(out))
+        steps = SAMPLE // (SKETCHES + PHOTOS)
+        store = ray.cluster_resources()["object_store_memory"]
+        just_encoded = 1.01 * max(shards.sizes.values()) / store
+        held, first_held = our_reading(shards, just_encoded, steps)
+        stored, first_stored = our_reading(shards, 0.0, steps)
+        encoded = list(encoded_sample(shards))
+    np.random.default_rng(0).shuffle(encoded)
+    loader = plain_reading(encoded)
+    for line in (
+        f"{len(source.records)} pictures, {CORES} cores",
+        "| | pictures/s | plain loop | ratio | |",
+        "|---|---|---|---|---|",
+        f"| prepare | {ours:.0f} | {plain:.0f} | {ours / plain:.2f} | {memory:.1f} GiB more |",
+        f"| an epoch, held in memory | {held:.0f} | {loader:.0f} | {held / loader:.2f} | "
+        f"first batch {first_held:.1f} s |",
+        f"| an epoch, from the shards | {stored:.0f} | {loader:.0f} | {stored / loader:.2f} | "
+        f"first batch {first_stored:.1f} s |",
+    ):
+        print(line)
+
+
+if __name__ == "__main__":
+    main()
