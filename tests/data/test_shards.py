@@ -8,7 +8,7 @@ import ray
 
 from dsn_ray.data.catalog import DataError, open_source
 from dsn_ray.data.preparing import prepare_shards
-from dsn_ray.data.shards import locate, open_shards, read_manifest, where_it_lies
+from dsn_ray.data.shards import FORMAT, locate, open_shards, read_manifest, where_it_lies
 from dsn_ray.data.storage import Folder
 from tests.conftest import SHAPES, UNSEEN
 
@@ -61,7 +61,7 @@ def test_raw_pictures_behind_a_url_are_refused():
         locate("sketchy", "mock://nothing/here")
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"format": 2, "name": 3}', "[]", "\xff"])
+@pytest.mark.parametrize("text", ["", "{}", f'{{"format": {FORMAT}, "name": 3}}', "[]", "\xff"])
 def test_a_broken_manifest_is_said(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text, encoding="latin-1")
     with pytest.raises(DataError, match="not a prepared shard folder"):
