@@ -45,7 +45,8 @@ def enlarge(small: Source, folder: Path, pictures: int) -> None:
     """Writes a data set in the `folder:` layout with as many pictures as asked for."""
     out = folder.with_name("unfinished")
     shutil.rmtree(out, ignore_errors=True)
-    records = [small.records[i % len(small.records)] for i in range(pictures)]
+    order = np.random.default_rng(0).permutation(len(small.records))
+    records = [small.records[order[i % len(order)]] for i in range(pictures)]
     root = root_of(small)
     jobs = [(root, r.path, out / r.domain / r.class_name, i) for i, r in enumerate(records)]
     with multiprocessing.Pool(CORES) as pool:

@@ -1,8 +1,10 @@
 """What all commands share: arguments, how errors are told, and exit statuses."""
 
 import argparse
+import dataclasses
 import functools
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -199,11 +201,11 @@ class Run:
     storage: str
 
     @property
-    def options(self) -> str:
+    def options(self) -> list[str]:
         """The options that name this run."""
         parent = self.storage.rpartition("/")[0]
         usual = parent == str(Path("runs").absolute())
-        return f"--name {self.folder.name}" + ("" if usual else f" --storage {parent}")
+        return ["--name", self.folder.name] + ([] if usual else ["--storage", parent])
 
 
 def find_run(name: str, storage: str | None) -> Run:
@@ -247,6 +249,26 @@ def run_folder(name: str | None, stem: str, storage: str | None) -> Iterator[Run
         if {path.name for path in run.folder.iterdir()} <= {"config.yaml", "ray.log"}:
             shutil.rmtree(run.folder, ignore_errors=True)
         raise
+
+
+@contextmanager
+def resumable(module: str, run: Run, shape: "Shape") -> Iterator[None]:
+    """Turns Ctrl-C into the command that goes on with a run, in the shape that it has.
+
+    Raises:
+        Interrupted: In place of `KeyboardInterrupt`.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        asked = [
+            word
+            for field in dataclasses.fields(shape)
+            if (value := getattr(shape, field.name)) != field.default
+            for word in ("--" + field.name.replace("_", "-"), f"{value:g}")
+        ]
+        words = ["python", "-m", module, "--resume", *run.options, *asked]
+        raise Interrupted(f"Go on with: {shlex.join(words)}") from None
 
 
 def _exists(place: str) -> bool:

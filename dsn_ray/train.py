@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from dsn_ray.runtime import Resources, Shape
 
 
+DATA: tuple[str, str | None] = ("openmoji-nature", None)
+
+
 @dataclass(frozen=True)
 class TrainingData:
     """A data set ready for any number of trainings, its bulk in Ray's object store.
@@ -279,9 +282,9 @@ class Training:
 
 def run_training(
     config: Config,
-    data: tuple[str, str | None],
+    data: tuple[str, str | None] = DATA,
     *,
-    name: str,
+    name: str | None = None,
     storage: str | None = None,
     **shape: Any,
 ) -> Path:
@@ -290,7 +293,7 @@ def run_training(
     Args:
         config: the training.
         data: name and folder of the data set.
-        name: of the run.
+        name: of the run; None for the data set and the time.
         storage: folder or URL that holds runs; None for `runs` in the working folder.
         shape: fields of `dsn_ray.runtime.Shape`.
 
@@ -302,14 +305,22 @@ def run_training(
     """
     from dsn_ray.runtime import Shape
 
-    with cli.run_folder(name, name, storage) as run:
-        training = Training(config, data)
+    return _start(Training(config, data), name, storage, Shape(**shape))
+
+
+def _start(training: Training, name: str | None, storage: str | None, shape: "Shape") -> Path:
+    with cli.run_folder(name, training.data[0].replace(":", "-"), storage) as run:
         cli.save_settings(training, run)
-        return _run(training, run, Shape(**shape))
+        return _run(training, run, shape)
 
 
 def _run(training: Training, run: cli.Run, shape: "Shape") -> Path:
     """Runs or resumes a training in its folder."""
+    with cli.resumable("dsn_ray.train", run, shape):
+        return _train(training, run, shape)
+
+
+def _train(training: Training, run: cli.Run, shape: "Shape") -> Path:
     from dsn_ray.data.shards import locate
     from dsn_ray.model import imagenet_weights
     from dsn_ray.progress import training_progress
@@ -320,29 +331,25 @@ def _run(training: Training, run: cli.Run, shape: "Shape") -> Path:
     check_fits(config, found.seen_classes, shape.workers or 1, validate=False)
     imagenet_weights(config.network.backbone, config.network.weights)
     with cli.quiet_log("ray", run.folder) as console:
-        try:
-            with ray_cluster() as dashboard:
-                console.print(f"Ray dashboard: {dashboard}", soft_wrap=True)
-                resources = allot(shape, console)
-                refuse_local_storage_on_many_nodes(run.storage)
-                console.print(f"Running {resources}.")
-                _, data = load_training_data(found, root, config, console)
-                with training_progress(console, data.name, config.train.epochs) as callback:
-                    result = fit(
-                        config,
-                        data,
-                        resources,
-                        run.storage,
-                        "training",
-                        validate=False,
-                        callbacks=[callback],
-                    )
-                folder = on_this_machine(
-                    kept_checkpoint(result, config), run.storage, run.folder / "checkpoint"
+        with ray_cluster() as dashboard:
+            console.print(f"Ray dashboard: {dashboard}", soft_wrap=True)
+            resources = allot(shape, console)
+            refuse_local_storage_on_many_nodes(run.storage)
+            console.print(f"Running {resources}.")
+            _, data = load_training_data(found, root, config, console)
+            with training_progress(console, data.name, config.train.epochs) as callback:
+                result = fit(
+                    config,
+                    data,
+                    resources,
+                    run.storage,
+                    "training",
+                    validate=False,
+                    callbacks=[callback],
                 )
-        except KeyboardInterrupt:
-            again = f"Go on with: python -m dsn_ray.train --resume {run.options}"
-            raise cli.Interrupted(again) from None
+            folder = on_this_machine(
+                kept_checkpoint(result, config), run.storage, run.folder / "checkpoint"
+            )
         if config.network.weights == "none":
             console.print(cli.RANDOM_WEIGHTS)
         console.print(str(folder), soft_wrap=True)
@@ -359,7 +366,7 @@ def _arguments() -> argparse.ArgumentParser:
 
 
 def _asked(parsed: argparse.Namespace) -> Training:
-    data = cli.parse_data(parsed.data) or [("openmoji-nature", None)]
+    data = cli.parse_data(parsed.data) or [DATA]
     if len(data) > 1:
         raise UserError("--data: train takes one data set at a time.")
     ((name, root),) = data
@@ -375,11 +382,7 @@ def main(arguments: list[str] | None) -> None:
         run, training = cli.resumed(parsed, Training.parse, lambda: _asked(parsed))
         _run(training, run, shape)
         return
-    training = _asked(parsed)
-    stem = training.data[0].replace(":", "-")
-    with cli.run_folder(parsed.name, stem, parsed.storage) as run:
-        cli.save_settings(training, run)
-        _run(training, run, shape)
+    _start(_asked(parsed), parsed.name, parsed.storage, shape)
 
 
 if __name__ == "__main__":

@@ -92,8 +92,9 @@ def run_sweep(
     space: Space,
     data: Sequence[Data] = EMBEDDED,
     *,
-    name: str,
+    name: str | None = None,
     config: Config | None = None,
+    trials: int | None = None,
     seeds: int = 1,
     storage: str | None = None,
     **shape: Any,
@@ -103,8 +104,10 @@ def run_sweep(
     Args:
         space: what varies; `dsn_ray.space.load_space` reads one from a file.
         data: name and folder of each data set; the first is tuned on.
-        name: of the run.
-        config: what does not vary; by default the paper's, or the demonstration's for its data.
+        name: of the run; None for "sweep" and the time.
+        config: what does not vary; by default the paper's, or the demonstration's for its data,
+            with what the space sets.
+        trials: settings to try; by default the space's budget, at most 8 on the embedded data.
         seeds: trainings per data set in the final job.
         storage: folder or URL that holds runs; None for `runs` in the working folder.
         shape: fields of `dsn_ray.runtime.Shape`.
@@ -117,13 +120,23 @@ def run_sweep(
     """
     from dsn_ray.runtime import Shape
 
-    base = config or Config().with_settings(DEMONSTRATION if _is_embedded(data) else {})
-    base = base.with_settings(space.set)
-    sweep = Sweep(space, base, {}, tuple(data), space.budget.trials, seeds)
-    with cli.run_folder(name, name, storage) as run:
+    usual = DEMONSTRATION if _is_embedded(data) else {}
+    base = config or Config().with_settings({**usual, **space.set})
+    count = trials or _usual_trials(space, data)
+    return _start(
+        Sweep(space, base, {}, tuple(data), count, seeds), name, "sweep", storage, Shape(**shape)
+    )
+
+
+def _start(sweep: Sweep, name: str | None, stem: str, storage: str | None, shape: "Shape") -> Path:
+    with cli.run_folder(name, stem, storage) as run:
         cli.save_settings(sweep, run)
-        _run(sweep, run, Shape(**shape))
+        _run(sweep, run, shape)
     return run.folder
+
+
+def _usual_trials(space: Space, data: Sequence[Data]) -> int:
+    return min(space.budget.trials, EMBEDDED_TRIALS if _is_embedded(data) else sys.maxsize)
 
 
 def _is_embedded(data: Sequence[Data]) -> bool:
@@ -132,6 +145,11 @@ def _is_embedded(data: Sequence[Data]) -> bool:
 
 def _run(sweep: Sweep, run: cli.Run, shape: "Shape") -> None:
     """Runs or resumes a sweep in its folder."""
+    with cli.resumable("dsn_ray.tune", run, shape):
+        _sweep(sweep, run, shape)
+
+
+def _sweep(sweep: Sweep, run: cli.Run, shape: "Shape") -> None:
     from dsn_ray.data.shards import locate
     from dsn_ray.final import FinalResults, final_job, final_table
     from dsn_ray.model import imagenet_weights
@@ -149,44 +167,40 @@ def _run(sweep: Sweep, run: cli.Run, shape: "Shape") -> None:
     imagenet_weights(sweep.config.network.backbone, sweep.config.network.weights)
     random_weights = sweep.config.network.weights == "none"
     with cli.quiet_log("ray", run.folder) as console:
-        try:
-            with ray_cluster() as dashboard:
-                console.print(f"Ray dashboard: {dashboard}", soft_wrap=True)
-                resources = allot(shape, console)
-                check(resources.workers)
-                refuse_local_storage_on_many_nodes(run.storage)
-                console.print(f"Running {resources}.")
-                if _is_embedded(sweep.data):
-                    console.print(
-                        "This is the embedded OpenMoji demonstration data, with small pictures, "
-                        f"{sweep.config.network.backbone} and {sweep.trials} trials.",
-                        soft_wrap=True,
-                    )
-                if random_weights:
-                    console.print(cli.RANDOM_WEIGHTS)
-                roots = [root for _, root in sweep.data]
-                datasets = [
-                    load_training_data(data, root, config, console)
-                    for data, root, config in zip(found, roots, configs, strict=True)
-                ]
-                results = FinalResults(run.folder / "final.json")
-                if results.setting is None:
-                    results.setting = _search(sweep, run, datasets[0][1], resources, console)
-                    results.save()
-                console.print(f"Best setting: {describe(results.setting)}")
-                best = [config.with_settings(results.setting) for config in configs]
-                final_job(
-                    zip(best, datasets, strict=True),
-                    sweep.seeds,
-                    resources,
-                    f"{run.storage}/final",
-                    results,
-                    console,
+        with ray_cluster() as dashboard:
+            console.print(f"Ray dashboard: {dashboard}", soft_wrap=True)
+            resources = allot(shape, console)
+            check(resources.workers)
+            refuse_local_storage_on_many_nodes(run.storage)
+            console.print(f"Running {resources}.")
+            if _is_embedded(sweep.data):
+                console.print(
+                    "This is the embedded OpenMoji demonstration data, with small pictures, "
+                    f"{sweep.config.network.backbone} and {sweep.trials} trials.",
+                    soft_wrap=True,
                 )
-                results.finish()
-        except KeyboardInterrupt:
-            again = f"Go on with: python -m dsn_ray.tune --resume {run.options}"
-            raise cli.Interrupted(again) from None
+            if random_weights:
+                console.print(cli.RANDOM_WEIGHTS)
+            roots = [root for _, root in sweep.data]
+            datasets = [
+                load_training_data(data, root, config, console)
+                for data, root, config in zip(found, roots, configs, strict=True)
+            ]
+            results = FinalResults(run.folder / "final.json")
+            if results.setting is None:
+                results.setting = _search(sweep, run, datasets[0][1], resources, console)
+                results.save()
+            console.print(f"Best setting: {describe(results.setting)}")
+            best = [config.with_settings(results.setting) for config in configs]
+            final_job(
+                zip(best, datasets, strict=True),
+                sweep.seeds,
+                resources,
+                f"{run.storage}/final",
+                results,
+                console,
+            )
+            results.finish()
         console.print(final_table(results, [shards for shards, _ in datasets], random_weights))
         console.print(str(run.folder), soft_wrap=True)
 
@@ -305,9 +319,8 @@ def _asked(parsed: argparse.Namespace) -> Sweep:
         for (name, _), other in zip(data[1:], others, strict=True)
         if (found := other.unlike(config))
     }
-    trials = parsed.trials or (SMOKE_TRIALS if parsed.smoke_test else space.budget.trials)
-    if embedded and parsed.trials is None:
-        trials = min(trials, EMBEDDED_TRIALS)
+    usual = SMOKE_TRIALS if parsed.smoke_test else _usual_trials(space, data)
+    trials = parsed.trials or usual
     return Sweep(space, config, unlike, data, trials, parsed.seeds or 1)
 
 
@@ -324,10 +337,7 @@ def main(arguments: list[str] | None) -> None:
         run, sweep = cli.resumed(parsed, Sweep.parse, lambda: _asked(parsed))
         _run(sweep, run, shape)
         return
-    sweep = _asked(parsed)
-    with cli.run_folder(parsed.name, parsed.space.stem, parsed.storage) as run:
-        cli.save_settings(sweep, run)
-        _run(sweep, run, shape)
+    _start(_asked(parsed), parsed.name, parsed.space.stem, parsed.storage, shape)
 
 
 if __name__ == "__main__":
