@@ -26,12 +26,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from dsn_ray.config import AugmentConfig
 from dsn_ray.data import pictures as pictures_module
-from dsn_ray.data.catalog import Source, open_source
-from dsn_ray.data.pictures import load_pictures
+from dsn_ray.data.catalog import DOMAINS, Source, open_source
+from dsn_ray.data.pictures import Pictures, load_pictures
 from dsn_ray.data.preparing import checked, prepare_shards
 from dsn_ray.data.shards import Shards
 from dsn_ray.data.storage import Folder
-from dsn_ray.data.stream import PairStream
+from dsn_ray.data.stream import Decoders, PairStream
 from dsn_ray.data.views import decode, three_views
 from dsn_ray.runtime import ray_cluster
 
@@ -123,9 +123,11 @@ def plain_reading(encoded: list[bytes]) -> float:
 def our_reading(shards: Shards, share: float, steps: int) -> tuple[float, float]:
     """Pictures per second of an epoch, and the seconds to its first batch."""
     pictures_module._SHARE_OF_STORE = share
+    pictures: dict[str, Pictures] = {d: load_pictures(shards, "seen", d, PX) for d in DOMAINS}
+    tables = {domain: one.table() for domain, one in pictures.items()}
     stream = PairStream(
-        load_pictures(shards, "seen", "sketch", PX).table(),
-        load_pictures(shards, "seen", "photo", PX).table(),
+        tables["sketch"],
+        tables["photo"],
         np.arange(len(shards.seen_classes)),
         sketches_per_batch=SKETCHES,
         photos_per_batch=PHOTOS,
@@ -133,6 +135,7 @@ def our_reading(shards: Shards, share: float, steps: int) -> tuple[float, float]
         per_class=None,
         augment=AugmentConfig(),
         seed=0,
+        decoders=Decoders(CORES, pictures, tables, AugmentConfig(), 0),
     )
     asked = time.perf_counter()
     batches = stream.epoch(0)

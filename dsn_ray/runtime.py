@@ -69,6 +69,11 @@ class Resources:
         """Torch threads of a worker."""
         return max(1, int(self.cpus_per_worker))
 
+    @property
+    def decoders(self) -> int:
+        """Processes that decode and augment for a worker: on a GPU, which waits for pictures."""
+        return self.threads - 1 if self.gpus_per_worker else 0
+
     def __str__(self) -> str:
         """One line for people."""
         gpus = f" and {self.gpus_per_worker:g} GPU" if self.gpus_per_worker else ""
@@ -161,8 +166,7 @@ def _attach(address: str, given: str | None) -> Any:
 def allot(shape: Shape, console: Console) -> Resources:
     """Decides what each training takes, and waits for an autoscaler where that is needed.
 
-    Without GPUs the machine's CPUs are shared out among the workers; with GPUs each worker gets
-    one.
+    The machine's CPUs are shared out among the workers; with GPUs each worker gets one of these.
 
     Args:
         shape: what was asked for.
@@ -191,11 +195,10 @@ def allot(shape: Shape, console: Console) -> Resources:
     if cpus_each is None:
         share = most.get("CPU", 1) / (workers * concurrent)
         cpus_each = min(1.0, share)
-        if not gpus_each:  # as many whole CPUs as the nodes there are have room for
-            shares = (
-                Resources(workers, float(n), 0.0, concurrent) for n in range(int(share), 1, -1)
-            )
-            cpus_each = next((r.cpus_per_worker for r in shares if _fits(r)), cpus_each)
+        shares = (  # as many whole CPUs as the nodes there are have room for
+            Resources(workers, float(n), gpus_each, concurrent) for n in range(int(share), 1, -1)
+        )
+        cpus_each = next((r.cpus_per_worker for r in shares if _fits(r)), cpus_each)
     if not cpus_each and not gpus_each:
         raise UserError("--cpus-per-worker 0: without a GPU a worker needs some of a CPU.")
     chosen = Resources(workers, cpus_each, gpus_each, concurrent)

@@ -162,6 +162,7 @@ def fit(
             "config": config.model_dump(),
             "data": data,
             "threads": resources.threads,
+            "decoders": resources.decoders,
             "validate": validate,
         },
         # NCCL refuses two workers on one GPU.

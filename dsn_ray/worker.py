@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from dsn_ray.config import Config
 from dsn_ray.data.catalog import validation_classes
 from dsn_ray.data.pictures import PictureTable, plain_batches, reading_order, rows_of_classes
-from dsn_ray.data.stream import Batch, PairStream
+from dsn_ray.data.stream import Batch, Decoders, PairStream
 from dsn_ray.learner import Learner
 from dsn_ray.model import DsnNetwork, Teacher, build_network
 from dsn_ray.model.norm import average_running_statistics, synchronise_batch_norm
@@ -50,7 +50,13 @@ def training_loop(job: dict[str, Any]) -> None:
     label_of = {name: label for label, name in enumerate(data.seen_classes)}
     classes = np.array([label_of[name] for name in data.seen_classes if name not in held_out])
     held_out_labels = np.array([label_of[name] for name in held_out], dtype=int)
-    sketches, photos = data.sketches.table(), data.photos.table()
+    pictures = {"sketch": data.sketches, "photo": data.photos}
+    tables = {domain: one.table() for domain, one in pictures.items()}
+    sketches, photos = tables["sketch"], tables["photo"]
+    decoders = None
+    if job["decoders"]:
+        views = (config.augment, config.train.seed)
+        decoders = Decoders(job["decoders"], pictures, tables, *views)
     queries = sketches if data.heldout is None else data.heldout.table()
     stream = PairStream(
         sketches,
@@ -64,6 +70,7 @@ def training_loop(job: dict[str, Any]) -> None:
         seed=config.train.seed,
         rank=rank,
         world=world,
+        decoders=decoders,
     )
 
     torch.manual_seed(config.train.seed)

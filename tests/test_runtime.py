@@ -52,8 +52,8 @@ def test_the_machines_cpus_are_shared_out(connected, shape, expected):
 @pytest.mark.parametrize(
     ("nodes", "shape", "expected"),
     [
-        ([{"CPU": 16, "GPU": 1}], Shape(), Resources(1, 1.0, 1.0, 1)),
-        ([{"CPU": 16, "GPU": 4}], Shape(), Resources(2, 1.0, 1.0, 2)),
+        ([{"CPU": 16, "GPU": 1}], Shape(), Resources(1, 16.0, 1.0, 1)),
+        ([{"CPU": 16, "GPU": 4}], Shape(), Resources(2, 4.0, 1.0, 2)),
         ([{"CPU": 16, "GPU": 1}], Shape(gpus_per_worker=0), Resources(2, 8.0, 0.0, 1)),
         ([{"CPU": 2}] * 3, Shape(), Resources(2, 2.0, 0.0, 1)),
         ([{"CPU": 2}] * 2, Shape(workers=1), Resources(1, 2.0, 0.0, 1)),

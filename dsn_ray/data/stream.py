@@ -1,22 +1,24 @@
 """Pictures to batches of paired sketch and photo views.
 
 A worker draws an epoch's order from (seed, epoch) alone, every step of it a row of a small Ray
-Dataset whose collate stage makes the views in parallel with training. The order is that of the
-whole batch, of which each worker takes its part, so that the sequence of batches does not depend
-on the number of workers.
+Dataset whose collate stage makes the views in parallel with training: in the worker's own threads,
+or in processes beside it, which do not wait for each other as Python's threads do. The order is
+that of the whole batch, of which each worker takes its part, so that the sequence of batches does
+not depend on the number of workers.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import ray
 import ray.data
 import torch
 from numpy.typing import NDArray
 
 from dsn_ray.config import AugmentConfig
-from dsn_ray.data.pictures import PictureTable, rows_of_classes
+from dsn_ray.data.pictures import Pictures, PictureTable, reading_order, rows_of_classes
 from dsn_ray.data.views import three_views
 
 _PREFETCHED_STEPS = 2
@@ -88,6 +90,107 @@ def _order(
     return pool[mixed[np.argsort(window_of_group[group_of_row[mixed]], kind="stable")]]
 
 
+class Drawn(NamedTuple):
+    """One worker's rows of one domain in a step."""
+
+    rows: NDArray[np.int64]
+    """`[n]`"""
+    passages: NDArray[np.int64]
+    """`[n]` passage through the pool that each belongs to"""
+
+
+class ViewMaker:
+    """Makes the views of a step's pictures; what chance they take depends on nothing else."""
+
+    def __init__(
+        self, tables: Mapping[str, PictureTable | Pictures], augment: AugmentConfig, seed: int
+    ) -> None:
+        """Opens the tables of both domains, where they are not open already."""
+        self._tables: dict[str, PictureTable] = {
+            domain: table.table() if isinstance(table, Pictures) else table
+            for domain, table in tables.items()
+        }
+        self._augment, self._seed = augment, seed
+
+    def views(self, step: Mapping[str, Drawn], epoch: int) -> dict[str, NDArray[np.uint8]]:
+        """The views of each domain's pictures, uint8 `[n, 3 views, 3, px, px]`."""
+        return {
+            domain: np.stack(
+                [
+                    three_views(
+                        self._tables[domain].pixels(row),
+                        domain == "sketch",
+                        self._random(domain, epoch, passage, row),
+                        self._augment,
+                    )
+                    for row, passage in zip(*drawn, strict=True)
+                ]
+            )
+            for domain, drawn in step.items()
+        }
+
+    def _random(self, domain: str, epoch: int, passage: int, row: int) -> np.random.Generator:
+        picture = int(self._tables[domain].ids[row])
+        return np.random.default_rng((self._seed, epoch, int(passage), picture))
+
+
+class Decoders:
+    """Processes on this node that make views for one worker.
+
+    Each has a share of the pictures, those that lie together in the shards, and reads no others.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        pictures: Mapping[str, Pictures],
+        tables: Mapping[str, PictureTable],
+        augment: AugmentConfig,
+        seed: int,
+    ) -> None:
+        """Starts `count` processes, which end with the worker.
+
+        Args:
+            count: number of processes.
+            pictures: what they open, by domain.
+            tables: the same, open.
+            augment: as of `ViewMaker`.
+            seed: as of `ViewMaker`.
+        """
+        here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+        # They take none of the cluster's CPUs: the worker whose they are has them already.
+        start = ray.remote(ViewMaker).options(num_cpus=0, label_selector=here).remote
+        self._makers = [start(pictures, augment, seed) for _ in range(count)]
+        self._owners = {}
+        for domain, table in tables.items():
+            rows = reading_order(table, np.arange(len(table.ids)))
+            self._owners[domain] = np.empty_like(rows)
+            self._owners[domain][rows] = np.arange(len(rows)) * count // len(rows)
+
+    def __len__(self) -> int:
+        """The number of processes."""
+        return len(self._makers)
+
+    def views(self, step: Mapping[str, Drawn], epoch: int) -> dict[str, NDArray[np.uint8]]:
+        """The views of a step, as `ViewMaker.views` makes them."""
+        owners = {domain: self._owners[domain][drawn.rows] for domain, drawn in step.items()}
+        asked = {}
+        for number, maker in enumerate(self._makers):
+            part = {
+                domain: Drawn(*(values[mine] for values in drawn))
+                for domain, drawn in step.items()
+                if (mine := owners[domain] == number).any()
+            }
+            if part:
+                asked[number] = maker.views.remote(part, epoch)
+        made: dict[str, NDArray[np.uint8]] = {}
+        for number, answer in asked.items():
+            for domain, views in ray.get(answer).items():
+                shape = (len(step[domain].rows), *views.shape[1:])
+                made.setdefault(domain, np.empty(shape, np.uint8))[owners[domain] == number] = views
+        return made
+
+
 class PairStream:
     """Batches of sketches and photos, drawn independently and uniformly from some classes."""
 
@@ -105,6 +208,7 @@ class PairStream:
         seed: int,
         rank: int = 0,
         world: int = 1,
+        decoders: Decoders | None = None,
     ) -> None:
         """Plans for one of `world` workers.
 
@@ -120,6 +224,7 @@ class PairStream:
             seed: decides order and augmentation.
             rank: this worker.
             world: the number of workers.
+            decoders: make the views, from the same pictures; None for this process's threads.
         """
         self._tables = {"sketch": sketches, "photo": photos}
         self._per_batch = {"sketch": sketches_per_batch, "photo": photos_per_batch}
@@ -135,15 +240,17 @@ class PairStream:
         self._training_label[classes] = np.arange(len(classes))
         full_batches = [len(self._pools[d]) // self._per_batch[d] for d in self._tables]
         self.steps = max(1, min(full_batches) if epoch_ends == "shorter" else max(full_batches))
-        self._augment, self._seed, self._rank, self._world = augment, seed, rank, world
+        self._seed, self._rank, self._world = seed, rank, world
+        self._maker = decoders or ViewMaker(self._tables, augment, seed)
+        self._ahead = _PREFETCHED_STEPS + len(decoders or ())
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of one epoch; the same number gives the same batches again."""
-        rows, passages = {}, {}
+        drawn: dict[str, list[Drawn]] = {}
         for code, domain in enumerate(self._tables):
             each = self._per_batch[domain] // self._world
             part = slice(self._rank * each, (self._rank + 1) * each)
-            drawn = draw_epoch(
+            rows, passages = draw_epoch(
                 self._pools[domain],
                 self._per_batch[domain],
                 self.steps,
@@ -151,15 +258,17 @@ class PairStream:
                 self._groups[domain],
                 self._windows[domain],
             )
-            rows[domain], passages[domain] = drawn[0][:, part], drawn[1][:, part]
+            drawn[domain] = list(map(Drawn, rows[:, part], passages[:, part]))
 
-        def collate(step: dict[str, NDArray[Any]]) -> dict[str, torch.Tensor]:
-            s = int(step["step"][0])
+        def collate(chosen: dict[str, NDArray[Any]]) -> dict[str, torch.Tensor]:
+            s = int(chosen["step"][0])
+            step = {domain: steps[s] for domain, steps in drawn.items()}
             made = {}
-            for domain in self._tables:
-                views, labels = self._views(domain, rows[domain][s], passages[domain][s], number)
-                made[f"{domain}_views"], made[f"{domain}_labels"] = views, labels
-            judged = [t.teacher(rows[d][s]) for d, t in self._tables.items() if t.is_judged]
+            for domain, views in self._maker.views(step, number).items():
+                labels = self._training_label[self._tables[domain].labels[step[domain].rows]]
+                made[f"{domain}_views"] = torch.from_numpy(views)
+                made[f"{domain}_labels"] = torch.from_numpy(labels)
+            judged = [t.teacher(step[d].rows) for d, t in self._tables.items() if t.is_judged]
             if judged:
                 made["teacher_logits"] = torch.cat(judged)
             return made
@@ -168,22 +277,8 @@ class PairStream:
         steps = ray.data.from_items([{"step": s} for s in range(self.steps)], override_num_blocks=1)
         steps.context.execution_options.preserve_order = True
         for batch in steps.iter_torch_batches(
-            batch_size=1, collate_fn=collate, prefetch_batches=_PREFETCHED_STEPS
+            batch_size=1,
+            collate_fn=collate,
+            prefetch_batches=self._ahead,
         ):
             yield Batch(**{"teacher_logits": None, **batch})
-
-    def _views(
-        self, domain: str, rows: NDArray[np.int64], passages: NDArray[np.int64], epoch: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        table = self._tables[domain]
-        views = [
-            three_views(
-                table.pixels(row),
-                domain == "sketch",
-                np.random.default_rng((self._seed, epoch, int(passage), int(table.ids[row]))),
-                self._augment,
-            )
-            for row, passage in zip(rows, passages, strict=True)
-        ]
-        labels = self._training_label[table.labels[rows]]
-        return torch.from_numpy(np.stack(views)), torch.from_numpy(labels)

@@ -19,7 +19,7 @@ from dsn_ray.data.pictures import (
 )
 from dsn_ray.data.preparing import prepare_shards
 from dsn_ray.data.storage import Folder
-from dsn_ray.data.stream import PairStream
+from dsn_ray.data.stream import Decoders, PairStream
 from tests.conftest import UNSEEN
 
 PX = 32
@@ -145,10 +145,12 @@ def test_no_unseen_class_reaches_a_training_or_a_validation_batch(shards, share)
                 assert shown not in {*held_out, *UNSEEN}
 
 
-def epoch_of(shards, rank=0, world=1):
-    tables = [load_pictures(shards, "seen", d, PX).table() for d in ("sketch", "photo")]
+def epoch_of(shards, rank=0, world=1, processes=0):
+    pictures = {d: load_pictures(shards, "seen", d, PX) for d in ("sketch", "photo")}
+    tables = {domain: one.table() for domain, one in pictures.items()}
+    decoders = Decoders(processes, pictures, tables, AugmentConfig(), 0) if processes else None
     stream = PairStream(
-        *tables,
+        *tables.values(),
         np.array([0, 2, 3]),
         sketches_per_batch=4,
         photos_per_batch=4,
@@ -158,6 +160,7 @@ def epoch_of(shards, rank=0, world=1):
         seed=0,
         rank=rank,
         world=world,
+        decoders=decoders,
     )
     return list(stream.epoch(1))
 
@@ -174,6 +177,13 @@ def test_an_epoch_is_the_same_for_every_way_and_any_number_of_workers(shards, mo
         assert torch.equal(
             whole.sketch_labels, torch.cat([first.sketch_labels, second.sketch_labels])
         )
+
+
+def test_decoders_make_the_batches_that_the_worker_would(shards, share):
+    for alone, helped in zip(epoch_of(shards), epoch_of(shards, processes=2), strict=True):
+        for field, one in alone._asdict().items():
+            other = getattr(helped, field)
+            assert one is other or torch.equal(one, other), field
 
 
 def test_rows_that_lie_together_are_read_together(shards):
