@@ -11,6 +11,7 @@
         verify.py     what is wrong with raw pictures, and what is missing
         shards.py     finished shards
         storage.py    folders here or behind a URL
+        decoding.py   encoded bytes -> a picture
         views.py      the three views of a picture
         pictures.py   shards -> pictures by row number, in Ray's object store or as they lie
         stream.py     pictures -> batches of paired sketch and photo views

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -88,13 +89,17 @@ class Source:
             from dsn_ray.data import openmoji
 
             return openmoji.render(record.path)
-        root = os.path.realpath(self.root)
-        path = Path(os.path.realpath(self.root / record.path))
-        if not path.is_relative_to(root):
+        folder, _, name = record.path.rpartition("/")
+        root = _real(str(self.root))
+        path = f"{_real(f'{root}/{folder}')}/{name}"
+        if name in (".", "..") or Path(path).is_symlink():
+            path = os.path.realpath(path)
+        if not path.startswith(root.rstrip("/") + "/"):
             raise DataError(f"{record.path} of {self.name} lies outside its root {root}.")
-        if path.stat().st_size > LARGEST_FILE:
-            raise ValueError(f"the file is larger than {LARGEST_FILE // 2**20} MiB")
-        return path.read_bytes()
+        with Path(path).open("rb") as file:
+            if os.fstat(file.fileno()).st_size > LARGEST_FILE:
+                raise ValueError(f"the file is larger than {LARGEST_FILE // 2**20} MiB")
+            return file.read()
 
     def fingerprint(self) -> str:
         """Return a SHA-256 in hexadecimal that changes whenever the pictures may have changed.
@@ -116,6 +121,12 @@ class Source:
                 except OSError as error:
                     lines.append(str(error.strerror))
         return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _real(folder: str) -> str:
+    """A folder without symbolic links."""
+    return os.path.realpath(folder)
 
 
 EMBEDDED = ("openmoji-nature", "openmoji-things")

@@ -25,9 +25,9 @@ import ray.data
 from PIL import Image
 
 from dsn_ray.data.catalog import DOMAINS, DataError, Domain, Record, Source, Split
+from dsn_ray.data.decoding import open_rgb
 from dsn_ray.data.shards import FORMAT, MANIFEST, REJECTED, Shards, read_manifest, where_it_lies
 from dsn_ray.data.storage import Folder
-from dsn_ray.data.views import open_rgb
 
 SHORT_SIDE = 256
 SEED = 0
@@ -47,6 +47,7 @@ _SCHEMA = pa.schema(
         ("encoded", pa.binary()),
     ]
 )
+_COMPRESSION = {name: "none" if name == "encoded" else "zstd" for name in _SCHEMA.names}
 
 Progress = Callable[[int, int], None]
 
@@ -254,7 +255,7 @@ class _PartWriter:
         with self._out.writing(part.file) as stream:
             sink = _Hashing(stream)
             with pq.ParquetWriter(
-                pa.PythonFile(sink, "w"), _SCHEMA, compression="zstd", use_dictionary=False
+                pa.PythonFile(sink, "w"), _SCHEMA, compression=_COMPRESSION, use_dictionary=False
             ) as writer:
                 groups = _groups(self._pictures(part, records, rejected))
                 for number, group in enumerate(groups, start=part.number * _MOST_ROWS):

@@ -7,7 +7,6 @@ with it, which first moves the picture once, before all three views.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
@@ -15,8 +14,9 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.nn import functional
+
+from dsn_ray.data.decoding import open_rgb
 
 if TYPE_CHECKING:
     from dsn_ray.config import AugmentConfig
@@ -24,14 +24,8 @@ if TYPE_CHECKING:
 Pixels: TypeAlias = NDArray[np.uint8]
 Colours: TypeAlias = NDArray[np.float32]
 
-PIXEL_LIMIT = 64_000_000
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 OWN_SIXTH = np.array([[0], [2], [4]], np.float32)  # the hues of red, green and blue
-
-
-class UndecodablePicture(ValueError):  # noqa: N818
-    """The bytes are no picture that can be decoded; the message says why."""
 
 
 def decode(encoded: bytes, px: int) -> Pixels:
@@ -41,57 +35,20 @@ def decode(encoded: bytes, px: int) -> Pixels:
     square. Transparent pictures are laid on white, and a camera's orientation tag is obeyed.
 
     Args:
-        encoded: a file in one of `FORMATS`.
+        encoded: a file in one of the formats of `dsn_ray.data.decoding`.
         px: side of the result in pixels.
 
     Returns:
         RGB, uint8 [3, px, px].
 
     Raises:
-        UndecodablePicture: the bytes are empty, truncated, of another format or of more than
-            `PIXEL_LIMIT` pixels.
+        UndecodablePicture: as `dsn_ray.data.decoding.open_rgb`.
     """
     rgb = np.array(open_rgb(encoded, least_px=px))
     # torch resizes uint8 several times faster than PIL does
     batch = torch.from_numpy(rgb).permute(2, 0, 1).unsqueeze(0)
     resized = functional.interpolate(batch, (px, px), mode="bilinear", antialias=True)
     return resized[0].contiguous().numpy()
-
-
-def open_rgb(encoded: bytes, least_px: int | None = None) -> Image.Image:
-    """Decodes the first frame of a picture, upright and on white.
-
-    Args:
-        encoded: a file in one of `FORMATS`.
-        least_px: a JPEG may be decoded at a reduced size that is at least this on both sides.
-
-    Raises:
-        UndecodablePicture: as `decode`.
-    """
-    try:
-        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-            if image.width * image.height > PIXEL_LIMIT:
-                raise UndecodablePicture(f"{image.width} x {image.height} pixels are too many")
-            if least_px is not None:
-                image.draft("RGB", (least_px, least_px))
-            return _on_white(image)
-    except UndecodablePicture:
-        raise
-    except UnidentifiedImageError:
-        raise UndecodablePicture(f"it is none of {', '.join(FORMATS)}") from None
-    except Exception as error:  # the decoders let nearly any exception escape on broken bytes
-        raise UndecodablePicture(f"{type(error).__name__}: {error}") from error
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    """Turns a picture of any mode upright and into RGB, transparent parts white."""
-    ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I"):
-        image = image.convert("I").point(lambda level: level / 257).convert("L")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
 
 
 def three_views(

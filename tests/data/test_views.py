@@ -12,8 +12,9 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as reference
 
 from dsn_ray.config import AugmentConfig
-from dsn_ray.data import views
-from dsn_ray.data.views import UndecodablePicture, decode, three_views
+from dsn_ray.data import decoding, views
+from dsn_ray.data.decoding import UndecodablePicture
+from dsn_ray.data.views import decode, three_views
 
 
 def replace(config: AugmentConfig, **changes) -> AugmentConfig:
@@ -142,7 +143,7 @@ def test_what_is_no_picture_is_refused_with_a_reason(broken):
 
 def test_the_pixel_limit_is_checked_before_any_pixel_is_decoded(monkeypatch):
     truncated = encoded(image_of(noise(64, 64)), "PNG")[:100]
-    monkeypatch.setattr(views, "PIXEL_LIMIT", 64 * 64 - 1)
+    monkeypatch.setattr(decoding, "PIXEL_LIMIT", 64 * 64 - 1)
     with pytest.raises(UndecodablePicture, match="64 x 64 pixels are too many"):
         decode(truncated, 16)
 

@@ -1,0 +1,49 @@
+"""Pictures from encoded bytes, whatever their format, mode and orientation."""
+
+import io
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+PIXEL_LIMIT = 64_000_000
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+
+
+class UndecodablePicture(ValueError):  # noqa: N818
+    """The bytes are no picture that can be decoded; the message says why."""
+
+
+def open_rgb(encoded: bytes, least_px: int | None = None) -> Image.Image:
+    """Decodes the first frame of a picture, upright and on white.
+
+    Args:
+        encoded: a file in one of `FORMATS`.
+        least_px: a JPEG may be decoded at a reduced size that is at least this on both sides.
+
+    Raises:
+        UndecodablePicture: the bytes are empty, truncated, of another format or of more than
+            `PIXEL_LIMIT` pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+            if image.width * image.height > PIXEL_LIMIT:
+                raise UndecodablePicture(f"{image.width} x {image.height} pixels are too many")
+            if least_px is not None:
+                image.draft("RGB", (least_px, least_px))
+            return _on_white(image)
+    except UndecodablePicture:
+        raise
+    except UnidentifiedImageError:
+        raise UndecodablePicture(f"it is none of {', '.join(FORMATS)}") from None
+    except Exception as error:  # the decoders let nearly any exception escape on broken bytes
+        raise UndecodablePicture(f"{type(error).__name__}: {error}") from error
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Turns a picture of any mode upright and into RGB, transparent parts white."""
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I"):
+        image = image.convert("I").point(lambda level: level / 257).convert("L")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
