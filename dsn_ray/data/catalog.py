@@ -116,7 +116,7 @@ class Source:
         else:
             for path in dict.fromkeys(record.path for record in self.records):
                 try:
-                    status = (self.root / path).stat()
+                    status = os.stat(f"{self.root}/{path}")  # noqa: PTH116 - three times as fast
                     lines.append(f"{status.st_size} {status.st_mtime_ns}")
                 except OSError as error:
                     lines.append(str(error.strerror))
