@@ -10,6 +10,7 @@ import pytest
 
 from dsn_ray import mask
 from dsn_ray.data.catalog import EMBEDDED, DataError, open_source
+from dsn_ray.data.official import PUBLISHED
 from dsn_ray.data.semantics import (
     FILES,
     build_mask,
@@ -43,7 +44,7 @@ def test_imagenet_has_a_thousand_different_classes() -> None:
     assert len(set(imagenet_wnids())) == len(imagenet_wnids()) == 1000
 
 
-@pytest.mark.parametrize(("key", "count"), [("sketchy", 100), ("tuberlin", 220), ("openmoji", 47)])
+@pytest.mark.parametrize(("key", "count"), [("sketchy", 125), ("tuberlin", 220), ("openmoji", 47)])
 def test_shipped_masks(key: str, count: int) -> None:
     with np.load(FILES / f"semantic_mask_{key}.npz") as stored:
         names = stored["classes"].tolist()
@@ -52,6 +53,15 @@ def test_shipped_masks(key: str, count: int) -> None:
     assert rows.dtype == np.float32
     assert set(np.unique(rows)) == set(VALUES)
     assert np.array_equal(mask_rows(key, names[::-1]), rows[::-1])
+
+
+@pytest.mark.parametrize("name", ["sketchy", "sketchy:zeroshot2", "tuberlin"])
+def test_every_seen_class_of_a_published_set_has_a_row(name: str) -> None:
+    published = PUBLISHED[name]
+    seen = published.class_names()[: published.classes[0]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert mask_rows(published.semantics, seen).any(axis=1).mean() > 0.8
 
 
 def test_rows_go_by_name() -> None:
@@ -189,6 +199,16 @@ def test_overwriting_rebuilds_the_published_rows_of_sketchy_but_one() -> None:
     assert {name: int(n) for name, n in zip(synsets, differs, strict=True) if n} == {
         "wading_bird": 1
     }
+
+
+@pytest.mark.system
+@pytest.mark.skipif(not WORDNET.is_dir(), reason="Debian's wordnet-base is not installed")
+@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/facts is not on this machine")
+def test_sketchys_other_rows_follow_the_same_rule() -> None:
+    lines = (SHARED / "facts" / "wnid" / "sketchy_unseen.tsv").read_text().splitlines()[1:]
+    synsets = {line.split("\t")[0]: line.split("\t")[2].split(",") for line in lines}
+    built = build_mask(synsets, WORDNET, imagenet_wnids(), "overwrite")
+    assert np.array_equal(built, mask_rows("sketchy", list(synsets)))
 
 
 @pytest.mark.system
