@@ -10,7 +10,8 @@ overwrites what an earlier one gave. `build_mask` does that by its rule `overwri
 99 of Sketchy's 100 rows. The row of wading_bird differs in one column, ImageNet's crane, a bird:
 the published masks take it for the machine, as TU-Berlin's row of `crane (machine)` shows, which
 has a 1 in the columns of both. Sketchy's 25 other classes, 21 of which train in the split
-`zeroshot2`, have rows by the same rule. The mask of the embedded emoji is built from `openmoji_synsets.tsv` by `python -m dsn_ray.mask`.
+`zeroshot2`, have rows by the same rule. The mask of the embedded emoji is built from
+`openmoji_synsets.tsv` by `python -m dsn_ray.mask`.
 """
 
 from __future__ import annotations
