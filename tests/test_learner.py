@@ -2,8 +2,10 @@
 
 import copy
 import itertools
+import json
 import os
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dsn_ray.config import RECIPES, Config
+from dsn_ray.config import RECIPES, RECIPES_ON, Config
 from dsn_ray.data.stream import Batch
 from dsn_ray.learner import Learner
 from dsn_ray.model import Teacher
@@ -20,6 +22,7 @@ from dsn_ray.model.norm import synchronise_batch_norm
 from dsn_ray.objective import cross_modal_contrastive_loss
 
 CLASSES, PX, DIM = 3, 8, 6
+ORACLE = Path(__file__).parents[2] / "shared" / "facts" / "retrieval_oracle.json"
 
 
 class TinyBackbone(nn.Module):
@@ -37,7 +40,7 @@ class TinyBackbone(nn.Module):
         return torch.relu(x).mean((2, 3))
 
 
-def make_learner(settings=None, parallel=False):
+def make_learner(settings=None, parallel=False, steps=10):
     torch.manual_seed(0)
     config = Config().with_settings({"network.dim": DIM, **(settings or {})})
     network = DsnNetwork(TinyBackbone(), DIM, config.network.projection_dim and 8, CLASSES).double()
@@ -48,7 +51,7 @@ def make_learner(settings=None, parallel=False):
     if parallel:
         synchronise_batch_norm(network, "cpu")
         wrapped = DistributedDataParallel(network)
-    learner = Learner(network, config, torch.rand(CLASSES, 1000), 10, wrapped, teacher)
+    learner = Learner(network, config, torch.rand(CLASSES, 1000), steps, wrapped, teacher)
     learner.bank.double()
     return learner
 
@@ -169,6 +172,18 @@ def test_the_rate_may_fall_by_epochs():
         rates.append(learner.optimizer.param_groups[0]["lr"])
         learner.step(make_batch())
     assert rates == pytest.approx([1e-3 * 0.001 ** (step // 2 / 5) for step in range(10)])
+
+
+@pytest.mark.skipif(not ORACLE.is_file(), reason="../shared/facts is not on this machine")
+@pytest.mark.parametrize("data", ["sketchy", "tuberlin"])
+def test_the_releases_last_rate_is_that_of_its_logs(data):
+    settings = {**RECIPES["release"], **RECIPES_ON.get(("release", data), {})}
+    epochs = settings["train.epochs"]
+    learner = make_learner(settings, steps=epochs)
+    for _ in range(epochs - 1):
+        learner.step(make_batch())
+    expected = json.loads(ORACLE.read_text())["dsn_last_lr"][f"epochs{epochs}"]
+    assert learner.optimizer.param_groups[0]["lr"] == pytest.approx(expected)
 
 
 def gradients(settings):
