@@ -37,18 +37,18 @@ from dsn_ray.runtime import ray_cluster
 
 PX = 224
 SKETCHES, PHOTOS = 32, 64
-SAMPLE = 4000
+SAMPLE = 12_000
 CORES = os.cpu_count() or 1
 
 
-def enlarge(small: Source, folder: Path, pictures: int) -> None:
+def enlarge(small: Source, folder: Path, pictures: int, px: int) -> None:
     """Writes a data set in the `folder:` layout with as many pictures as asked for."""
     out = folder.with_name("unfinished")
     shutil.rmtree(out, ignore_errors=True)
     order = np.random.default_rng(0).permutation(len(small.records))
     records = [small.records[order[i % len(order)]] for i in range(pictures)]
     root = root_of(small)
-    jobs = [(root, r.path, out / r.domain / r.class_name, i) for i, r in enumerate(records)]
+    jobs = [(root, r.path, out / r.domain / r.class_name, i, px) for i, r in enumerate(records)]
     with multiprocessing.Pool(CORES) as pool:
         for _ in pool.imap_unordered(_crop, jobs, chunksize=256):
             pass
@@ -63,15 +63,15 @@ def root_of(source: Source) -> Path:
     return source.root
 
 
-def _crop(job: tuple[Path, str, Path, int]) -> None:
-    root, path, folder, number = job
+def _crop(job: tuple[Path, str, Path, int, int]) -> None:
+    root, path, folder, number, px = job
     random = np.random.default_rng(number)
     with Image.open(root / path) as opened:
         left, top = random.integers(0, 8, 2)
         image = opened.convert("RGB").crop((left, top, opened.width - 8, opened.height - 8))
     folder.mkdir(parents=True, exist_ok=True)
     suffix = ".png" if path.endswith("png") else ".jpg"
-    image.resize((256, 256)).save(folder / f"{number}{suffix}")
+    image.resize((px, px)).save(folder / f"{number}{suffix}")
 
 
 def _check_file(job: tuple[Path, str]) -> int:
@@ -137,8 +137,9 @@ def our_reading(shards: Shards, share: float, steps: int) -> tuple[float, float]
         seed=0,
         decoders=Decoders(CORES, pictures, tables, AugmentConfig(), 0),
     )
+    next(stream.epoch(0))  # the decoders have started; in training they do beside the network
     asked = time.perf_counter()
-    batches = stream.epoch(0)
+    batches = stream.epoch(1)
     next(batches)
     started = time.perf_counter()
     count = sum(1 for _ in itertools.islice(batches, steps)) * (SKETCHES + PHOTOS)
@@ -188,11 +189,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("root", type=Path)
     parser.add_argument("--pictures", type=int, default=75_471 + 73_002)
+    parser.add_argument("--px", type=int, default=256, help="above 256 prepare encodes anew")
     parser.add_argument("--work", type=Path, required=True)
     parsed = parser.parse_args()
-    large, out = parsed.work / "large", parsed.work / "shards"
+    large, out = parsed.work / f"large-{parsed.px}", parsed.work / "shards"
     if not large.exists():
-        enlarge(open_source("sketchy", parsed.root), large, parsed.pictures)
+        enlarge(open_source("sketchy", parsed.root), large, parsed.pictures, parsed.px)
     source = open_source("folder:large", large)
     shutil.rmtree(out, ignore_errors=True)
     torch.set_num_threads(1)
@@ -212,7 +214,7 @@ def main() -> None:
     np.random.default_rng(0).shuffle(encoded)
     loader = plain_reading(encoded)
     for line in (
-        f"{len(source.records)} pictures, {CORES} cores",
+        f"{len(source.records)} pictures of {parsed.px} px, {CORES} cores",
         "| | pictures/s | plain loop | ratio | |",
         "|---|---|---|---|---|",
         f"| prepare | {ours:.0f} | {plain:.0f} | {ours / plain:.2f} | {memory:.1f} GiB more |",

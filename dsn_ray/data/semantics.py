@@ -125,7 +125,7 @@ def look_up(names: Sequence[str], wordnet_folder: Path) -> dict[str, tuple[str, 
         wordnet_folder: the folder of WordNet 3.0's `index.noun`.
 
     Returns:
-        One id by name, or none for a class that WordNet does not know.
+        One id by name, or none for a class that WordNet does not know; one warning names these.
 
     Raises:
         DataError: there is no `index.noun`.
@@ -138,6 +138,11 @@ def look_up(names: Sequence[str], wordnet_folder: Path) -> dict[str, tuple[str, 
         plain = re.sub(r"[ _]+", "_", re.sub(r"\(.*\)", "", name).strip(" _").lower())
         written = (plain, plain.replace("-", "_"), plain.replace("-", "").replace("_", ""))
         found[name] = next(((senses[word],) for word in written if word in senses), ())
+    if unknown := [name for name, ids in found.items() if not ids]:
+        warnings.warn(
+            f"WordNet does not know {', '.join(unknown)}, whose rows of the mask are empty.",
+            stacklevel=2,
+        )
     return found
 
 
