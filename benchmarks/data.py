@@ -15,7 +15,8 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +122,13 @@ def plain_reading(encoded: list[bytes]) -> float:
 
 
 def our_reading(shards: Shards, share: float, steps: int) -> tuple[float, float]:
-    """Pictures per second of an epoch, and the seconds to its first batch."""
+    """Pictures per second of an epoch, and the seconds to its first batch.
+
+    Args:
+        shards: the data set.
+        share: of the object store that pictures may take.
+        steps: how much of the epoch is timed.
+    """
     pictures_module._SHARE_OF_STORE = share
     pictures: dict[str, Pictures] = {d: load_pictures(shards, "seen", d, PX) for d in DOMAINS}
     tables = {domain: one.table() for domain, one in pictures.items()}
@@ -146,8 +153,9 @@ def our_reading(shards: Shards, share: float, steps: int) -> tuple[float, float]
     return count / (time.perf_counter() - started), started - asked
 
 
-def watched(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds that some work took, and the GiB by which memory in use rose meanwhile."""
+@contextmanager
+def memory_watched() -> Iterator[list[float]]:
+    """Gains the GiB by which all processes' own memory rose meanwhile, the object store's apart."""
 
     def in_use() -> int:
         total = 0
@@ -168,12 +176,11 @@ def watched(work: Callable[[], object]) -> tuple[float, float]:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    started = time.perf_counter()
-    work()
-    took = time.perf_counter() - started
+    risen: list[float] = []
+    yield risen
     done.set()
     watcher.join()
-    return took, max(0, most - before) / 2**20
+    risen.append(max(0, most - before) / 2**20)
 
 
 def encoded_sample(shards: Shards) -> Iterator[bytes]:
@@ -202,14 +209,16 @@ def main() -> None:
     plain = plain_prepare(source)
     with ray_cluster():
         ray.get(ray.remote(lambda: None).remote())
-        took, memory = watched(lambda: prepare_shards(source, Folder.at(out)))
-        ours = len(source.records) / took
-        shards = prepare_shards(source, Folder.at(out))
+        started = time.perf_counter()
+        with memory_watched() as preparing:
+            shards = prepare_shards(source, Folder.at(out))
+        ours = len(source.records) / (time.perf_counter() - started)
         steps = SAMPLE // (SKETCHES + PHOTOS)
         store = ray.cluster_resources()["object_store_memory"]
         just_encoded = 1.01 * max(shards.sizes.values()) / store
         held, first_held = our_reading(shards, just_encoded, steps)
-        stored, first_stored = our_reading(shards, 0.0, steps)
+        with memory_watched() as reading:
+            stored, first_stored = our_reading(shards, 0.0, steps)
         encoded = list(encoded_sample(shards))
     np.random.default_rng(0).shuffle(encoded)
     loader = plain_reading(encoded)
@@ -217,11 +226,11 @@ def main() -> None:
         f"{len(source.records)} pictures of {parsed.px} px, {CORES} cores",
         "| | pictures/s | plain loop | ratio | |",
         "|---|---|---|---|---|",
-        f"| prepare | {ours:.0f} | {plain:.0f} | {ours / plain:.2f} | {memory:.1f} GiB more |",
+        f"| prepare | {ours:.0f} | {plain:.0f} | {ours / plain:.2f} | {preparing[0]:.1f} GiB more |",
         f"| an epoch, held in memory | {held:.0f} | {loader:.0f} | {held / loader:.2f} | "
         f"first batch {first_held:.1f} s |",
         f"| an epoch, from the shards | {stored:.0f} | {loader:.0f} | {stored / loader:.2f} | "
-        f"first batch {first_stored:.1f} s |",
+        f"first batch {first_stored:.1f} s, {reading[0]:.1f} GiB more |",
     ):
         print(line)
 
