@@ -226,7 +226,8 @@ def main() -> None:
         f"{len(source.records)} pictures of {parsed.px} px, {CORES} cores",
         "| | pictures/s | plain loop | ratio | |",
         "|---|---|---|---|---|",
-        f"| prepare | {ours:.0f} | {plain:.0f} | {ours / plain:.2f} | {preparing[0]:.1f} GiB more |",
+        f"| prepare | {ours:.0f} | {plain:.0f} | {ours / plain:.2f} | "
+        f"{preparing[0]:.1f} GiB more |",
         f"| an epoch, held in memory | {held:.0f} | {loader:.0f} | {held / loader:.2f} | "
         f"first batch {first_held:.1f} s |",
         f"| an epoch, from the shards | {stored:.0f} | {loader:.0f} | {stored / loader:.2f} | "
