@@ -332,8 +332,11 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
 
 
 def explain(error: ValidationError, where: str, model: type[BaseModel]) -> str:
-    """One sentence for the first thing that is wrong: file, key and what is allowed."""
-    first = error.errors()[0]
+    """One sentence for the first thing that is wrong: file, key and what is allowed.
+
+    Unknown keys come first: they are often the misspelt names of missing ones.
+    """
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         allowed = model.model_fields

@@ -213,7 +213,10 @@ def bad_inputs(drawings):
         "no space": (data, "--space is needed"),
         "missing space": (["--space", "none.yaml"], "none.yaml cannot be read"),
         "unknown set": ([*space, "--data", "skechty=x"], "There is no data set 'skechty'"),
-        "no folder": ([*space, "--data", "sketchy=/nowhere"], "/nowhere is no sketchy folder"),
+        "no folder": (
+            [*space, "--data", "sketchy=/nowhere"],
+            "sketchy: there is no folder /nowhere",
+        ),
         "twice": ([*space, *data, *data], "--data folder:toy is given twice"),
         "unknown key": ([*space, *data, "--set", "loss.alpha=1"], "loss.alpha is not a setting"),
         "bad value": ([*space, *data, "--set", "loss.tau=0"], "loss.tau"),

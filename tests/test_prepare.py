@@ -75,7 +75,7 @@ def test_a_part_of_an_official_set_is_told_apart_from_all_of_it(attached, tmp_pa
     ("arguments", "message"),
     [
         (["folder:toy=HERE"], "one of the arguments --out --verify is required"),
-        (["sketchy=/nowhere", "--out", "x"], "/nowhere is no sketchy folder"),
+        (["sketchy=/nowhere", "--out", "x"], "sketchy: there is no folder /nowhere"),
         (["sketchy=s3://bucket/raw", "--out", "x"], "a folder of this machine only"),
         (["folder:toy=HERE", "--out", "x", "--preview", "0"], "--preview 0: at least 1"),
         (["folder:toy=HERE", "--out", "x", "--unseen", "2"], "a share between 0 and 1"),

@@ -90,6 +90,14 @@ def test_a_file_that_is_no_space(tmp_path, text):
         load_space(path)
 
 
+def test_a_misspelt_key_is_named_before_the_one_that_is_missing(tmp_path):
+    tree = changed("budgets", {"trials": 3})
+    del tree["budget"]
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(UserError, match="budgets is not a known key; allowed are"):
+        load_space(tmp_path / "bad.yaml")
+
+
 def test_categorical_values_reach_optuna():
     space = Space.model_validate(
         changed("parameters/memory.k", {"distribution": "categorical", "choices": [1, 5]})

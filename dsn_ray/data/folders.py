@@ -60,6 +60,8 @@ def require_folders(name: str, root: Path, folders: Iterable[str]) -> None:
     Raises:
         DataError: some are missing; it names them.
     """
+    if not root.is_dir():
+        raise DataError(f"{name}: there is no folder {root}.")
     missing = [folder for folder in folders if not (root / folder).is_dir()]
     if missing:
         raise DataError(f"{root} is no {name} folder: it lacks {', '.join(missing)}.")
