@@ -17,25 +17,11 @@ from dsn_ray.data.pictures import (
     reading_order,
     rows_of_classes,
 )
-from dsn_ray.data.preparing import prepare_shards
 from dsn_ray.data.storage import Folder
 from dsn_ray.data.stream import Decoders, PairStream
 from tests.conftest import UNSEEN
 
 PX = 32
-
-
-@pytest.fixture(scope="module")
-def shards(ray_address, drawings, tmp_path_factory):
-    import ray
-
-    ray.init(address=ray_address, log_to_driver=False)
-    out = Folder.at(tmp_path_factory.mktemp("pictures") / "shards")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preparing, "_LEAST_ROWS", 7)  # several parts, each with a row group
-        made = prepare_shards(open_source("folder:toy", drawings), out)
-    yield made
-    ray.shutdown()
 
 
 def logits_of(shards, domain):

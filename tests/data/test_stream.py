@@ -5,10 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsn_ray.config import AugmentConfig
-from dsn_ray.data.catalog import open_source
 from dsn_ray.data.pictures import TeacherLogits, load_pictures
-from dsn_ray.data.preparing import prepare_shards
-from dsn_ray.data.storage import Folder
 from dsn_ray.data.stream import PairStream, draw_epoch
 
 
@@ -63,16 +60,6 @@ def test_the_seed_decides_the_order():
         )
         np.testing.assert_array_equal(one, again)
         assert (one != other).any()
-
-
-@pytest.fixture(scope="module")
-def shards(ray_address, drawings, tmp_path_factory):
-    import ray
-
-    ray.init(address=ray_address, log_to_driver=False)
-    out = Folder.at(tmp_path_factory.mktemp("stream") / "shards")
-    yield prepare_shards(open_source("folder:toy", drawings), out)
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,6 @@ import torch
 
 from dsn_ray.config import Config
 from dsn_ray.data import teaching
-from dsn_ray.data.catalog import open_source
-from dsn_ray.data.preparing import prepare_shards
-from dsn_ray.data.storage import Folder
 from dsn_ray.data.teaching import teacher_logits
 from dsn_ray.data.views import decode
 from dsn_ray.model import Teacher, imagenet_weights
@@ -21,15 +18,9 @@ CONFIG = Config().with_settings({"network.backbone": "efficientnet_lite0", "data
 
 
 @pytest.fixture(scope="module")
-def ready(ray_address, drawings, tmp_path_factory):
+def ready(shards):
     """Shards, and their logits as computed."""
-    import ray
-
-    ray.init(address=ray_address, log_to_driver=False)
-    out = Folder.at(tmp_path_factory.mktemp("teaching") / "shards")
-    shards = prepare_shards(open_source("folder:toy", drawings), out)
-    yield shards, teacher_logits(shards, CONFIG, "photo")
-    ray.shutdown()
+    return shards, teacher_logits(shards, CONFIG, "photo")
 
 
 @pytest.fixture
