@@ -16,6 +16,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from dsn_ray import cli
+from dsn_ray.checkpoint import Checkpoint, open_checkpoint
 from dsn_ray.config import Config
 from dsn_ray.errors import UserError
 
@@ -32,57 +33,6 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 _BATCH = 64
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A trained network on disk.
-
-    Attributes:
-        directory: holds `state.pt` and `about.json`.
-        data: the data set it was trained on.
-        root: where that was read from; None for the embedded ones.
-        config: the configuration of the training.
-        classes: the classes it was trained on.
-    """
-
-    directory: Path
-    data: str
-    root: str | None
-    config: Config
-    classes: tuple[str, ...]
-
-    def network_state(self) -> "dict[str, torch.Tensor]":
-        """The network's parameters and buffers."""
-        import torch
-
-        state = torch.load(self.directory / "state.pt", map_location="cpu", weights_only=True)
-        network: dict[str, torch.Tensor] = state["network"]
-        return network
-
-
-def open_checkpoint(directory: Path) -> Checkpoint:
-    """Reads what a checkpoint folder says of itself.
-
-    Raises:
-        UserError: If it is not a checkpoint of this project.
-    """
-    try:
-        about = json.loads((directory / "about.json").read_text(encoding="utf-8"))
-        if not (directory / "state.pt").is_file():
-            raise FileNotFoundError
-        return Checkpoint(
-            directory=directory,
-            data=about["data"],
-            root=about["root"],
-            config=Config.model_validate(about["config"]),
-            classes=tuple(about["classes"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(
-            f"--checkpoint {directory}: this is not a checkpoint folder, which holds state.pt and "
-            "about.json."
-        ) from None
 
 
 @dataclass(frozen=True)
@@ -263,6 +213,7 @@ class _Embedder:
         import ray
         import torch
 
+        from dsn_ray.checkpoint import network_of
         from dsn_ray.data.pictures import reading_order
         from dsn_ray.model import build_network
 
@@ -278,9 +229,7 @@ class _Embedder:
                 config.network, num_classes, ray.get(weights) if weights else None
             )
         else:
-            without = config.network.model_copy(update={"weights": "none"})
-            network = build_network(without, num_classes)
-            network.load_state_dict(ray.get(state))
+            network = network_of(config, num_classes, ray.get(state))
         self.network = network.to(self.device).eval()
 
     def __call__(self, chunk: "dict[str, NDArray[Any]]") -> dict[str, list[Any]]:

@@ -15,9 +15,10 @@ import yaml
 from rich.console import Console
 
 from dsn_ray import evaluate, train, tune
+from dsn_ray.checkpoint import open_checkpoint
 from dsn_ray.data.pictures import load_pictures
 from dsn_ray.data.shards import locate, open_shards
-from dsn_ray.evaluate import UnseenPictures, evaluate_checkpoint, open_checkpoint
+from dsn_ray.evaluate import UnseenPictures, evaluate_checkpoint
 from dsn_ray.runtime import Shape, allot, ray_cluster
 from tests.conftest import SHAPES, UNSEEN, processes_with
 
