@@ -1,5 +1,6 @@
 """Trained networks on disk: `state.pt`, and `about.json` that says what they were trained on."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,11 @@ class Checkpoint:
         state = torch.load(self.directory / "state.pt", map_location="cpu", weights_only=True)
         network: dict[str, torch.Tensor] = state["network"]
         return network
+
+    def digest(self) -> str:
+        """SHA-256 of its parameters, in hexadecimal."""
+        with (self.directory / "state.pt").open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def network(self) -> "DsnNetwork":
         """The network, ready to embed."""

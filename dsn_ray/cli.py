@@ -370,17 +370,27 @@ def check_writable(folder: Path, where: str) -> None:
         raise UserError(f"{where} {folder}: cannot be written to ({error.strerror}).") from None
 
 
-def check_json(out: Path | None) -> None:
-    """Makes sure that the file of `--json` can be written, before the work begins.
+def check_file(out: Path | None, option: str) -> None:
+    """Makes sure that the file an option names can be written, before the work begins.
 
     Raises:
         UserError: If not.
     """
     if out is None:
         return
-    check_writable(out.parent, "--json")
+    check_writable(out.parent, option)
     if out.is_dir():
-        raise UserError(f"--json {out}: this is a folder; name a file.")
+        raise UserError(f"{option} {out}: this is a folder; name a file.")
+
+
+@contextmanager
+def progress_bar(console: "Console", text: str) -> "Iterator[Callable[[int, int], None]]":
+    """A bar that is told how much is done and how much there is; nothing without a terminal."""
+    from rich.progress import Progress
+
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(text, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextmanager

@@ -373,7 +373,7 @@ def _arguments() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None) -> None:
     """Runs the command."""
     parsed = _arguments().parse_args(arguments)
-    cli.check_json(parsed.json)
+    cli.check_file(parsed.json, "--json")
     itq = Itq(parsed.itq, parsed.itq_fit)
     if parsed.features:
         if parsed.dedupe:

@@ -10,8 +10,6 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,7 +55,7 @@ def _prepare(parsed: argparse.Namespace, source: "Source", console: "Console") -
     started = time.monotonic()
     try:
         with ray_cluster():
-            with _progress(console, f"{source.name}: preparing") as progress:
+            with cli.progress_bar(console, f"{source.name}: preparing") as progress:
                 shards = prepare_shards(source, out, keep=parsed.keep, progress=progress)
             console.print(f"{shards} ({time.monotonic() - started:.0f} s)", soft_wrap=True)
             if parsed.preview:
@@ -73,7 +71,7 @@ def _prepare(parsed: argparse.Namespace, source: "Source", console: "Console") -
 def _verify(
     parsed: argparse.Namespace, source: "Source", missing: "list[Record]", console: "Console"
 ) -> None:
-    with _progress(console, f"{source.name}: reading every picture") as progress:
+    with cli.progress_bar(console, f"{source.name}: reading every picture") as progress:
         found = run_verify(source, missing, progress)
     if parsed.json:
         text = json.dumps(asdict(found), indent=1, ensure_ascii=False)
@@ -136,15 +134,6 @@ def _some(names: list[str], shown: int = 10) -> str:
     return ", ".join(names[:shown]) + (f" and {rest} more" if rest > 0 else "")
 
 
-@contextmanager
-def _progress(console: "Console", text: str) -> "Iterator[Progress]":
-    from rich.progress import Progress as Bar
-
-    with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(text, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
 def _check(parsed: argparse.Namespace) -> None:
     """Refuses options that would be ignored, and values out of range."""
     making = {"--keep": parsed.keep, "--preview": parsed.preview, "--partial": parsed.partial}
@@ -197,7 +186,7 @@ def main(arguments: list[str] | None) -> None:
     """Runs the command."""
     parsed = _arguments().parse_args(arguments)
     _check(parsed)
-    cli.check_json(parsed.json)
+    cli.check_file(parsed.json, "--json")
     missing: list[Record] = []
     source = _open(parsed, missing if parsed.verify or parsed.partial else None)
     with cli.quiet_log("prepare") as console:

@@ -1,5 +1,6 @@
 """What several tests share: one Ray cluster, and a small data set of drawings."""
 
+import json
 import os
 import socket
 from pathlib import Path
@@ -97,6 +98,24 @@ def drawings(tmp_path_factory):
     (root / "photo" / "circle" / "broken.png").write_text("this is no picture")
     (root / "unseen.txt").write_text("\n".join(UNSEEN))
     return root
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A checkpoint folder of a network before its first step, for pictures of 32 px."""
+    import torch
+
+    from dsn_ray.config import Config
+    from dsn_ray.model import build_network, imagenet_weights
+
+    config = Config().with_settings({"network.backbone": "efficientnet_lite0", "data.px": 32})
+    torch.manual_seed(0)
+    network = build_network(config.network, 2, imagenet_weights("efficientnet_lite0"))
+    folder = tmp_path_factory.mktemp("checkpoint")
+    torch.save({"network": network.state_dict()}, folder / "state.pt")
+    about = {"data": "folder:toy", "root": None, "config": config.model_dump(mode="json")}
+    (folder / "about.json").write_text(json.dumps({**about, "classes": ["a", "b"]}))
+    return folder
 
 
 def draw(root: Path, domain: str, shape: str, number: int) -> None:

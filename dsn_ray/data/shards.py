@@ -13,14 +13,13 @@ files under `split=<seen|heldout|unseen>/domain=<sketch|photo>/` with one row pe
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsn_ray.data.catalog import EMBEDDED, DataError, Domain, Source, Split, open_source
-from dsn_ray.data.storage import Folder
+from dsn_ray.data.storage import Folder, cache_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -199,6 +198,5 @@ def open_shards(found: Source | Shards) -> Shards:
         return found
     from dsn_ray.data.preparing import prepare_shards
 
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dsn_ray"
     folder = f"{found.name.replace(':', '-')}-{FORMAT}-{found.fingerprint()[:16]}"
-    return prepare_shards(found, Folder.at(cache / folder))
+    return prepare_shards(found, Folder.at(cache_folder() / folder))

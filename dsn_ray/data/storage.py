@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,11 @@ import pyarrow as pa
 from pyarrow import fs
 
 from dsn_ray.errors import UserError
+
+
+def cache_folder() -> Path:
+    """The user's folder for what is computed once."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dsn_ray"
 
 
 @dataclass(frozen=True)

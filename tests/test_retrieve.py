@@ -1,0 +1,66 @@
+"""`retrieve` as a person runs it."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dsn_ray import retrieve
+from tests.conftest import draw
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for shape in ("circle", "square"):
+        for number in range(4):
+            draw(tmp_path, "photo", shape, number)
+    draw(tmp_path, "sketch", "circle", 0)
+    draw(tmp_path, "sketch", "square", 1)
+    return tmp_path
+
+
+@pytest.mark.parametrize("codes", ["real", "binary"])
+def test_search_with_two_sketches(here, checkpoint, capsys, codes):
+    sketches = ["sketch/circle/0.png", "sketch/square/1.png"]
+    given = ["--checkpoint", str(checkpoint), "--gallery", "photo", "--codes", codes, "--top", "3"]
+    assert retrieve.main([*given, *sketches, "--save", "grid.png", "--json", "found.json"]) == 0
+    said = capsys.readouterr().out
+    assert "photo: 8 photos, 8 of them new" in said
+    found = json.loads((here / "found.json").read_text())
+    assert found["codes"] == codes
+    assert [result["sketch"] for result in found["results"]] == sketches
+    for result in found["results"]:
+        scores = [photo["score"] for photo in result["photos"]]
+        assert len(scores) == 3
+        assert scores == sorted(scores, reverse=codes == "real")
+        for photo in result["photos"]:
+            assert (here / "photo" / photo["path"]).is_file()
+            assert photo["class"] == photo["path"].split("/")[0]
+            assert photo["path"] in said
+    sheet = np.asarray(Image.open("grid.png").convert("L"))
+    for row in np.array_split(sheet, 2):
+        for tile in np.array_split(row, 4, axis=1):
+            assert (tile < 200).mean() > 0.005
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["absent.png"], "absent.png cannot be read: No such file"),
+        (["text.png"], "text.png is no sketch that can be used"),
+        (["sketch/circle/0.png", "--top", "0"], "--top 0: at least 1"),
+        (["sketch/circle/0.png", "--gallery", "nowhere"], "nowhere: there is no such folder"),
+        (["sketch/circle/0.png", "--checkpoint", "photo"], "this is not a checkpoint folder"),
+        (["sketch/circle/0.png", "--save", "photo"], "--save photo: this is a folder"),
+    ],
+)
+def test_bad_input(here, checkpoint, capsys, arguments, message):
+    (here / "text.png").write_text("no picture")
+    usual = ["--checkpoint", str(checkpoint), "--gallery", "photo"]
+    assert retrieve.main([*usual, *arguments]) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert said.err.count("\n") == 1
