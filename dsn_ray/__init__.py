@@ -21,12 +21,14 @@
     model/          the network: backbones, heads, weights, teacher, batch norm across ranks
     objective/      what training pulls on: contrastive, memory, distillation
     retrieval/      what a search gives: codes and metrics
+    checkpoint.py   trained networks on disk
+    gallery.py      a folder of photos to search
     learner.py      one worker's training state and step
     worker.py       what every Ray Train worker runs
     search.py, progress.py, final.py    a sweep's searcher, its view, and the final job
     runtime.py      Ray's start-up
     cli.py          what the commands share
-    prepare.py train.py tune.py evaluate.py mask.py    the verbs: python -m dsn_ray.<verb>
+    prepare.py train.py tune.py evaluate.py retrieve.py mask.py    the verbs: python -m dsn_ray.<verb>
 
 One way through the house: catalog -> shards -> pictures -> stream -> worker (learner: network,
 objective) -> checkpoint -> features -> metrics. `model`, `objective` and `retrieval` know no Ray.
