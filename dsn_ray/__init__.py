@@ -28,7 +28,7 @@
     search.py, progress.py, final.py    a sweep's searcher, its view, and the final job
     runtime.py      Ray's start-up
     cli.py          what the commands share
-    prepare.py train.py tune.py evaluate.py retrieve.py mask.py    the verbs: python -m dsn_ray.<verb>
+    prepare, train, tune, evaluate, retrieve, mask .py    the verbs: python -m dsn_ray.<verb>
 
 One way through the house: catalog -> shards -> pictures -> stream -> worker (learner: network,
 objective) -> checkpoint -> features -> metrics. `model`, `objective` and `retrieval` know no Ray.
