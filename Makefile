@@ -1,10 +1,11 @@
 # make demo   sweep the embedded data        make test   all quick tests
 # make lint   ruff and mypy                  make test-slow, test-system   the long ones
+# make bench SKETCHY=DIR   speed, beside plain loops (benchmarks/RESULTS.md); needs 10 GB in .bench
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-slow test-system lint format clean
+.PHONY: demo test test-slow test-system bench lint format clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -23,6 +24,9 @@ test-slow: $(VENV)/.installed
 test-system: $(VENV)/.installed
 	-test -d /usr/share/wordnet || (apt-get update -qq && apt-get install -qq -y wordnet-base)
 	$(RUN) -m pytest -m system
+
+bench: $(VENV)/.installed
+	$(RUN) benchmarks/data.py $(SKETCHY) --work .bench
 
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check .
