@@ -19,7 +19,7 @@ from dsn_ray.checkpoint import open_checkpoint
 from dsn_ray.data.pictures import load_pictures
 from dsn_ray.data.shards import locate, open_shards
 from dsn_ray.evaluate import UnseenPictures, evaluate_checkpoint
-from dsn_ray.runtime import Shape, allot, ray_cluster
+from dsn_ray.runtime import Resources, Shape, allot, ray_cluster
 from tests.conftest import SHAPES, UNSEEN, processes_with
 
 SPACE = """
@@ -162,7 +162,8 @@ def test_a_training_that_diverges_ends_and_says_so(here, attached, drawings, cap
     assert "epoch 2/5" not in said.out
 
 
-def test_one_training_and_its_checkpoint(here, attached, drawings, capfd):
+def test_one_training_and_its_checkpoint(here, attached, drawings, capfd, monkeypatch):
+    monkeypatch.setattr(Resources, "decoders", 1)  # as beside a GPU
     settings = {**tune.SMOKE_TEST, "network.backbone": "efficientnet_lite0"}
     settings |= {"data.validation_classes": 2, "network.weights": "none"}
     given = [f"--set={name}={value}" for name, value in settings.items()]
