@@ -22,7 +22,9 @@
     objective/      what training pulls on: contrastive, memory, distillation
     retrieval/      what a search gives: codes and metrics
     checkpoint.py   trained networks on disk
+    rating.py       unseen pictures -> features -> metrics, as a Ray Data job
     gallery.py      a folder of photos to search
+    figures.py      pictures of what a search finds
     learner.py      one worker's training state and step
     worker.py       what every Ray Train worker runs
     search.py, progress.py, final.py    a sweep's searcher, its view, and the final job

@@ -8,248 +8,21 @@ Examples:
 import argparse
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
 
 from dsn_ray import cli
 from dsn_ray.checkpoint import Checkpoint, open_checkpoint
-from dsn_ray.config import Config
 from dsn_ray.errors import UserError
+from dsn_ray.rating import PROTOCOLS_OWN, Itq, Row, evaluate_checkpoint, load_unseen
 
 if TYPE_CHECKING:
-    import ray
-    import torch
-    from numpy.typing import NDArray
     from rich.console import Console
 
-    from dsn_ray.data.pictures import Pictures
-    from dsn_ray.data.shards import Shards
-    from dsn_ray.model.weights import ImagenetWeights
-    from dsn_ray.runtime import Resources, Shape
-
-Row = dict[str, Any]
-_BATCH = 64
-
-
-@dataclass(frozen=True)
-class Itq:
-    """How binary codes are made, where it is not as each protocol says.
-
-    Attributes:
-        variant: of `dsn_ray.retrieval.fit_itq`.
-        fit: what it is fitted on.
-    """
-
-    variant: Literal["textbook", "release"] | None = None
-    fit: Literal["queries", "gallery", "training"] | None = None
-
-
-PROTOCOLS_OWN = Itq()
-
-
-@dataclass(frozen=True)
-class UnseenPictures:
-    """Queries and gallery of a data set.
-
-    Attributes:
-        sketches: the queries.
-        photos: the gallery, as the data set's lists have it.
-        repeated: ids of the gallery's photos that are there a second time.
-    """
-
-    sketches: "Pictures"
-    photos: "Pictures"
-    repeated: "NDArray[np.int64]"
-
-
-def load_unseen(shards: "Shards", px: int) -> UnseenPictures:
-    """Puts the unseen classes' sketches and photos into the object store."""
-    from dsn_ray.data.pictures import load_pictures
-
-    return UnseenPictures(
-        load_pictures(shards, "unseen", "sketch", px),
-        load_pictures(shards, "unseen", "photo", px),
-        shards.repeats("unseen", "photo"),
-    )
-
-
-def evaluate_checkpoint(
-    checkpoint: Checkpoint,
-    unseen: UnseenPictures,
-    resources: "Resources",
-    itq: Itq = PROTOCOLS_OWN,
-    training: "Pictures | None" = None,
-) -> list[Row]:
-    """Rates the checkpoint's embedding, as `dsn_ray.retrieval.evaluate_features` does.
-
-    Args:
-        checkpoint: the network.
-        unseen: queries and gallery.
-        resources: what embeds them.
-        itq: how binary codes are made.
-        training: the photos that ITQ is fitted on, where `itq` says so.
-
-    Returns:
-        Rows of the gallery as it is listed, and where it repeats photos also rows of each photo
-        once, which have `deduplicated: True`.
-    """
-    import ray
-
-    state = ray.put(checkpoint.network_state())
-    return _rate(
-        unseen,
-        resources,
-        {
-            "config": checkpoint.config,
-            "num_classes": len(checkpoint.classes),
-            "state": state,
-            "weights": None,
-        },
-        itq,
-        training,
-    )
-
-
-def evaluate_untrained(
-    config: Config,
-    unseen: UnseenPictures,
-    weights: "ray.ObjectRef[ImagenetWeights | None]",
-    resources: "Resources",
-) -> list[Row]:
-    """Rates the trunk's real-valued features before any training."""
-    return _rate(
-        unseen,
-        resources,
-        {"config": config, "num_classes": 1, "state": None, "weights": weights},
-    )
-
-
-def _rate(
-    unseen: UnseenPictures,
-    resources: "Resources",
-    network: dict[str, Any],
-    itq: Itq = PROTOCOLS_OWN,
-    training: "Pictures | None" = None,
-) -> list[Row]:
-    from dsn_ray.retrieval import evaluate_features
-
-    queries = _features(unseen.sketches, resources, network)
-    gallery = _features(unseen.photos, resources, network)
-    basis = _features(training, resources, network).values if training else itq.fit
-
-    def rows(kept: "NDArray[np.bool_]") -> list[Row]:
-        return evaluate_features(
-            *(queries.values, queries.labels, gallery.values[kept], gallery.labels[kept]),
-            binary=network["state"] is not None,
-            itq_variant=itq.variant,
-            itq_fit=basis,
-        )
-
-    once = ~np.isin(gallery.ids, unseen.repeated)
-    try:
-        listed = rows(np.ones_like(once))
-        if once.all():
-            return listed
-        return listed + [{**row, "deduplicated": True} for row in rows(once)]
-    except ValueError as error:
-        raise UserError(f"The unseen pictures cannot be rated: {error}.") from None
-
-
-class _Features(NamedTuple):
-    """Of `n` pictures, in the order of their ids."""
-
-    values: "NDArray[np.float32]"
-    labels: "NDArray[np.int64]"
-    ids: "NDArray[np.int64]"
-
-
-def _features(pictures: "Pictures", resources: "Resources", network: dict[str, Any]) -> _Features:
-    """Embeds all pictures with a Ray Data job; batches never depend on the cluster's size."""
-    import ray.data
-
-    starts = [{"start": start} for start in range(0, pictures.count, _BATCH)]
-    blocks = min(len(starts), 4 * resources.workers)
-    embedded = ray.data.from_items(starts, override_num_blocks=blocks).map_batches(
-        _Embedder,
-        fn_constructor_kwargs={
-            "pictures": pictures,
-            "threads": resources.threads,
-            "device": resources.device,
-            **network,
-        },
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=resources.workers),
-        num_cpus=resources.cpus_per_worker,
-        num_gpus=resources.gpus_per_worker,
-    )
-    chunks = sorted(embedded.take_all(), key=lambda chunk: int(chunk["start"]))
-
-    def column(name: str, kind: type) -> "NDArray[Any]":
-        return np.concatenate([np.frombuffer(chunk[name], kind) for chunk in chunks])
-
-    ids = column("ids", np.int64)
-    order = np.argsort(ids, kind="stable")
-    values = column("features", np.float32).reshape(len(ids), -1)
-    return _Features(values[order], column("labels", np.int64)[order], ids[order])
-
-
-class _Embedder:
-    """Holds a network and the pictures; maps where a chunk starts to its features."""
-
-    def __init__(
-        self,
-        pictures: "Pictures",
-        threads: int,
-        device: str,
-        config: Config,
-        num_classes: int,
-        state: "ray.ObjectRef[dict[str, torch.Tensor]] | None",
-        weights: "ray.ObjectRef[ImagenetWeights | None] | None",
-    ) -> None:
-        import ray
-        import torch
-
-        from dsn_ray.checkpoint import network_of
-        from dsn_ray.data.pictures import reading_order
-        from dsn_ray.model import build_network
-
-        torch.set_num_threads(threads)
-        torch.manual_seed(config.train.seed)
-        self.table = pictures.table()
-        self.rows = reading_order(self.table, np.arange(len(self.table.ids)))
-        self.is_photo = int(pictures.domain == "photo")
-        self.trained = state is not None
-        self.device = device
-        if state is None:
-            network = build_network(
-                config.network, num_classes, ray.get(weights) if weights else None
-            )
-        else:
-            network = network_of(config, num_classes, ray.get(state))
-        self.network = network.to(self.device).eval()
-
-    def __call__(self, chunk: "dict[str, NDArray[Any]]") -> dict[str, list[Any]]:
-        import torch
-
-        from dsn_ray.data.pictures import plain_batches
-
-        start = int(chunk["start"][0])
-        rows = self.rows[start : start + _BATCH]
-        ((pictures, _),) = plain_batches(self.table, rows, _BATCH)
-        is_photo = torch.full((len(rows),), self.is_photo, device=self.device)
-        embed = self.network.embed if self.trained else self.network.trunk
-        with torch.inference_mode():
-            features = embed(pictures.to(self.device), is_photo).float().cpu().numpy()
-        return {
-            "start": [start],
-            "features": [features.tobytes()],
-            "labels": [self.table.labels[rows].astype(np.int64).tobytes()],
-            "ids": [self.table.ids[rows].astype(np.int64).tobytes()],
-        }
+    from dsn_ray.runtime import Shape
 
 
 def run_evaluation(
@@ -258,6 +31,7 @@ def run_evaluation(
     *,
     itq: Itq = PROTOCOLS_OWN,
     dedupe: bool = False,
+    figure: Path | None = None,
     **shape: Any,
 ) -> list[Row]:
     """Rates a checkpoint on the unseen classes of a data set.
@@ -267,6 +41,7 @@ def run_evaluation(
         data: name and folder of the data set; None for the one it was trained on.
         itq: how binary codes are made.
         dedupe: count each photo of the gallery once, however often the lists name it.
+        figure: where a picture of some queries and of the photos nearest to them is written.
         shape: fields of `dsn_ray.runtime.Shape`.
 
     Returns:
@@ -279,7 +54,7 @@ def run_evaluation(
 
     with cli.quiet_log("evaluate") as console:
         opened = open_checkpoint(Path(checkpoint))
-        return _evaluate(opened, data, itq, dedupe, Shape(**shape), console)
+        return _evaluate(opened, data, itq, dedupe, figure, Shape(**shape), console)
 
 
 def _evaluate(
@@ -287,6 +62,7 @@ def _evaluate(
     data: "tuple[str, str | None] | None",
     itq: Itq,
     dedupe: bool,
+    figure: Path | None,
     shape: "Shape",
     console: "Console",
 ) -> list[Row]:
@@ -308,7 +84,10 @@ def _evaluate(
         shards, px = open_shards(found), opened.config.data.px
         console.print(str(shards), soft_wrap=True)
         training = load_pictures(shards, "seen", "photo", px) if itq.fit == "training" else None
-        rows = evaluate_checkpoint(opened, load_unseen(shards, px), resources, itq, training)
+        unseen = load_unseen(shards, px)
+        rows = evaluate_checkpoint(opened, unseen, resources, itq, training, figure)
+    if figure:
+        console.print(str(figure), soft_wrap=True)
     once = [row for row in rows if row.get("deduplicated")]
     return once if dedupe and once else [row for row in rows if row not in once]
 
@@ -364,6 +143,9 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dedupe", action="store_true", help="count a photo that lists name twice once"
     )
+    parser.add_argument(
+        "--figure", type=Path, metavar="F.png", help="draw queries and the photos nearest to them"
+    )
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the rows here")
     cli.add_shape_arguments(parser)
     return parser
@@ -374,10 +156,13 @@ def main(arguments: list[str] | None) -> None:
     """Runs the command."""
     parsed = _arguments().parse_args(arguments)
     cli.check_file(parsed.json, "--json")
+    cli.check_file(parsed.figure, "--figure")
     itq = Itq(parsed.itq, parsed.itq_fit)
     if parsed.features:
         if parsed.dedupe:
             raise UserError("--dedupe needs --checkpoint: features do not say what repeats.")
+        if parsed.figure:
+            raise UserError("--figure needs --checkpoint: features are no pictures.")
         rows = rate_features_file(parsed.features, itq)
     else:
         data = cli.parse_data(parsed.data)
@@ -385,7 +170,8 @@ def main(arguments: list[str] | None) -> None:
             raise UserError("--data: evaluate takes one data set at a time.")
         opened, shape = open_checkpoint(parsed.checkpoint), cli.shape_of(parsed)
         with cli.quiet_log("evaluate") as console:
-            rows = _evaluate(opened, data[0] if data else None, itq, parsed.dedupe, shape, console)
+            asked = (data[0] if data else None, itq, parsed.dedupe, parsed.figure)
+            rows = _evaluate(opened, *asked, shape, console)
     if parsed.json:
         parsed.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")
     _print(rows)

@@ -12,8 +12,8 @@ from rich.table import Table
 from dsn_ray.checkpoint import open_checkpoint
 from dsn_ray.config import Config
 from dsn_ray.data.shards import Shards
-from dsn_ray.evaluate import Row, evaluate_checkpoint, evaluate_untrained, load_unseen
 from dsn_ray.progress import training_progress
+from dsn_ray.rating import Row, evaluate_checkpoint, evaluate_untrained, load_unseen
 from dsn_ray.runtime import Resources
 from dsn_ray.train import TrainingData, fit, kept_checkpoint, on_this_machine
 

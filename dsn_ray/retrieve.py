@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from dsn_ray.gallery import Gallery
 
-_TILE, _CAPTION = 112, 28
-
 
 def read_sketch(path: Path, px: int) -> "NDArray[np.uint8]":
     """A sketch as training sees it: uint8 `[3, px, px]`.
@@ -43,30 +41,29 @@ def read_sketch(path: Path, px: int) -> "NDArray[np.uint8]":
         raise UserError(f"{path} is no sketch that can be used: {error}.") from None
 
 
-def contact_sheet(
-    gallery: "Gallery",
-    sketches: "list[Path]",
-    found: "NDArray[np.int64]",
-    captions: list[list[str]],
-) -> "Image.Image":
-    """A row per sketch: the sketch, then the photos found, each with its caption."""
-    from PIL import Image, ImageDraw
-
+def _grid(gallery: "Gallery", results: list[dict[str, Any]]) -> "Image.Image":
+    """The sketches and the photos found, each with its class and score."""
     from dsn_ray.data.decoding import open_rgb
+    from dsn_ray.figures import TILE, Tile, grid
 
-    step, height = _TILE + 6, _TILE + _CAPTION + 6
-    sheet = Image.new("RGB", ((found.shape[1] + 1) * step + 12, len(found) * height), "white")
-    draw = ImageDraw.Draw(sheet)
-    for line, (sketch, rows) in enumerate(zip(sketches, found, strict=True)):
-        files = [sketch, *(gallery.root / gallery.paths[row] for row in rows)]
-        texts = [sketch.name, *captions[line]]
-        for place, (file, text) in enumerate(zip(files, texts, strict=True)):
-            left, top = place * step + (12 if place else 0), line * height
-            picture = open_rgb(file.read_bytes(), least_px=_TILE)
-            picture.thumbnail((_TILE, _TILE))
-            sheet.paste(picture, (left, top))
-            draw.text((left, top + _TILE + 2), text, fill="black")
-    return sheet
+    def tile(path: Path, caption: str) -> Tile:
+        return Tile(open_rgb(path.read_bytes(), least_px=TILE), caption)
+
+    return grid(
+        [
+            [
+                tile(Path(result["sketch"]), Path(result["sketch"]).name),
+                *(
+                    tile(
+                        gallery.root / photo["path"],
+                        f"{photo['class'][:17]}\n{photo['score']:.3g}",
+                    )
+                    for photo in result["photos"]
+                ),
+            ]
+            for result in results
+        ]
+    )
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -122,11 +119,7 @@ def main(arguments: list[str] | None) -> None:
         text = json.dumps({"codes": parsed.codes, "results": results}, indent=1, ensure_ascii=False)
         parsed.json.write_text(text + "\n", encoding="utf-8")
     if parsed.save:
-        captions = [
-            [f"{photo['class'][:17]}\n{photo['score']:.3g}" for photo in result["photos"]]
-            for result in results
-        ]
-        contact_sheet(gallery, parsed.sketches, rows, captions).save(parsed.save, "PNG")
+        _grid(gallery, results).save(parsed.save, "PNG")
         console.print(str(parsed.save), soft_wrap=True)
 
 

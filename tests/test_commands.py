@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from rich.console import Console
 
 from dsn_ray import evaluate, train, tune
 from dsn_ray.checkpoint import open_checkpoint
 from dsn_ray.data.pictures import load_pictures
 from dsn_ray.data.shards import locate, open_shards
-from dsn_ray.evaluate import UnseenPictures, evaluate_checkpoint
+from dsn_ray.rating import UnseenPictures, evaluate_checkpoint
 from dsn_ray.runtime import Resources, Shape, allot, ray_cluster
 from tests.conftest import SHAPES, UNSEEN, processes_with
 
@@ -91,7 +92,12 @@ def test_a_sweep_from_start_to_table(here, attached, drawings, capfd):
     assert (run / "final.json").read_bytes() == before
 
     checkpoint = final["rows"][0]["checkpoint"]
-    assert evaluate.main(["--checkpoint", checkpoint, "--json", "again.json"]) == 0
+    wanted = ["--json", "again.json", "--figure", "found.png"]
+    assert evaluate.main(["--checkpoint", checkpoint, *wanted]) == 0
+    figure = np.asarray(Image.open("found.png").convert("RGB")).astype(int)
+    red = (figure[..., 0] > 250) & (figure[..., 1:] < 5).all(axis=2)
+    # Three unseen classes with six photos each: four at least of ten photos are wrong.
+    assert red.sum() > 3 * 4 * 4 * 112
     again = json.loads((here / "again.json").read_text())["rows"]
     assert rows_by_key(again) == pytest.approx(rows_by_key(final["rows"]), abs=1e-6)
 
