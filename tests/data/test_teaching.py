@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 
 from dsn_ray.config import Config
@@ -44,6 +45,17 @@ def test_what_is_kept_is_read_and_not_computed_again(ready, monkeypatch):
     monkeypatch.setattr(teaching, "_compute", lambda *_: pytest.fail("computed again"))
     again = teacher_logits(shards, CONFIG, "photo")
     np.testing.assert_array_equal(again.logits, found.logits)
+
+
+def test_they_do_not_depend_on_how_many_are_judged_together(ready):
+    shards, found = ready
+    judge = teaching._Judge(CONFIG, ray.put(imagenet_weights("efficientnet_lite0")), "cpu")
+    rows = pa.Table.from_pylist(shards.rows("seen", "photo").take_all())
+    for part in (rows.slice(0, 1), rows.slice(0, 5), rows.slice(3, 20)):
+        judged = judge(part)
+        places = np.searchsorted(found.ids, judged["id"].to_numpy())
+        logits = np.frombuffer(b"".join(judged["logits"].to_pylist()), np.float16)
+        np.testing.assert_array_equal(logits.reshape(len(part), -1), found.logits[places])
 
 
 def other_pictures(table):
