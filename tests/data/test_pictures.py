@@ -138,8 +138,8 @@ def epoch_of(shards, rank=0, world=1, processes=0):
     stream = PairStream(
         *tables.values(),
         np.array([0, 2, 3]),
-        sketches_per_batch=4,
-        photos_per_batch=4,
+        sketches_per_batch=8,
+        photos_per_batch=8,
         epoch_ends="longer",
         per_class=5,
         augment=AugmentConfig(),
@@ -151,18 +151,20 @@ def epoch_of(shards, rank=0, world=1, processes=0):
     return list(stream.epoch(1))
 
 
+@pytest.mark.parametrize("world", [2, 8])
 @pytest.mark.parametrize("window", [96 * 2**20, 2000])
-def test_an_epoch_is_the_same_for_every_way_and_any_number_of_workers(shards, monkeypatch, window):
+def test_an_epoch_is_the_same_for_every_way_and_any_number_of_workers(
+    shards, monkeypatch, window, world
+):
     monkeypatch.setattr(pictures_module, "WINDOW_BYTES", window)
     monkeypatch.setattr(pictures_module, "_SHARE_OF_STORE", 1.0)
-    held = epoch_of(shards)
+    alone = epoch_of(shards)
     monkeypatch.setattr(pictures_module, "_SHARE_OF_STORE", 0.0)
-    halves = zip(epoch_of(shards, 0, 2), epoch_of(shards, 1, 2), strict=True)
-    for whole, (first, second) in zip(held, halves, strict=True):
-        assert torch.equal(whole.photo_views, torch.cat([first.photo_views, second.photo_views]))
-        assert torch.equal(
-            whole.sketch_labels, torch.cat([first.sketch_labels, second.sketch_labels])
-        )
+    ranks = zip(*(epoch_of(shards, rank, world) for rank in range(world)), strict=True)
+    for whole, parts in zip(alone, ranks, strict=True):
+        for name in ("photo_views", "photo_labels", "sketch_views", "sketch_labels"):
+            together = torch.cat([getattr(part, name) for part in parts])
+            assert torch.equal(getattr(whole, name), together)
 
 
 def test_decoders_make_the_batches_that_the_worker_would(shards, share):
