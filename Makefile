@@ -1,11 +1,12 @@
 # make demo   sweep the embedded data        make test   all quick tests
 # make lint   ruff and mypy                  make test-slow, test-system   the long ones
 # make bench SKETCHY=DIR   speed, beside plain loops (benchmarks/RESULTS.md); needs 10 GB in .bench
+# make pictures CHECKPOINT=DIR   the README's picture, from a checkpoint of the demonstration
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-slow test-system bench lint format clean
+.PHONY: demo test test-slow test-system bench pictures lint format clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +28,9 @@ test-system: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(RUN) benchmarks/data.py $(SKETCHY) --work .bench
+
+pictures: $(VENV)/.installed
+	$(RUN) -m dsn_ray.evaluate --checkpoint $(CHECKPOINT) --figure docs/retrieval.png
 
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check .

@@ -140,7 +140,7 @@ def _rate(
     once = ~np.isin(gallery.ids, unseen.repeated)
     try:
         if figure:
-            _draw(unseen, queries, gallery, once).save(figure, "PNG")
+            _draw(unseen, queries, gallery, once).save(figure, "PNG", optimize=True)
         listed = rows(np.ones_like(once))
         if once.all():
             return listed
