@@ -114,7 +114,7 @@ def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
     torch.save({"network": network.state_dict()}, folder / "state.pt")
     about = {"data": "folder:toy", "root": None, "config": config.model_dump(mode="json")}
-    (folder / "about.json").write_text(json.dumps({**about, "classes": ["a", "b"]}))
+    (folder / "about.json").write_text(json.dumps({**about, "classes": ["circle", "cross"]}))
     return folder
 
 
