@@ -79,7 +79,7 @@ def test_a_folder_is_given_exactly_where_one_is_needed(tmp_path: Path) -> None:
         open_source("sketchy")
     with pytest.raises(DataError, match="is embedded and takes no folder"):
         open_source("openmoji-nature", tmp_path)
-    with pytest.raises(DataError, match="is no sketchy folder: it lacks 256x256/sketch"):
+    with pytest.raises(DataError, match="sketchy: there is no folder"):
         open_source("sketchy", tmp_path / "missing")
 
 
