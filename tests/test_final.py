@@ -9,7 +9,7 @@ from dsn_ray.final import FinalResults, final_table
 
 
 def shards(name, official=False):
-    return Shards(Folder.at("x"), name, ("a",), ("b",), official, "none", "f", False, {}, {}, 0)
+    return Shards(Folder.at("x"), name, ("a",), ("b",), official, "none", "f", False, {}, {}, 0, "")
 
 
 def rows(dataset, value, gallery=500, seed=0):
