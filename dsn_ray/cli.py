@@ -27,7 +27,7 @@ from dsn_ray.config import (
     load_yaml,
     parse_settings,
 )
-from dsn_ray.errors import UserError
+from dsn_ray.errors import UserError, warnings_shown_by
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,7 +63,8 @@ def command(run: Callable[[list[str] | None], None]) -> Command:
     @functools.wraps(run)
     def wrapped(arguments: list[str] | None = None) -> int:
         try:
-            run(arguments)
+            with warnings_shown_by(lambda text: print(f"note: {text}", file=sys.stderr)):
+                run(arguments)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return WRONG_INPUT

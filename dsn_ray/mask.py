@@ -7,7 +7,6 @@ Examples:
 
 import argparse
 import sys
-import warnings
 from pathlib import Path
 
 from dsn_ray import cli
@@ -66,13 +65,9 @@ def main(arguments: list[str] | None) -> None:
         raise UserError(f"--out {parsed.out}: the name must end in .npz.")
     cli.check_writable(parsed.out.parent, "--out")
     classes = _read_classes(parsed.classes)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        classes |= look_up([name for name, ids in classes.items() if not ids], parsed.wordnet)
+    classes |= look_up([name for name, ids in classes.items() if not ids], parsed.wordnet)
     mask = build_mask(classes, parsed.wordnet, imagenet_wnids(), parsed.rule)
     np.savez_compressed(parsed.out, mask=mask, classes=np.array(list(classes)))
-    for warning in caught:
-        print(warning.message)
     print(
         f"{parsed.out}: {len(mask)} classes, {int(mask.any(axis=1).sum())} near an ImageNet class"
     )

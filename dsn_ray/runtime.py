@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from dsn_ray.errors import UserError
+from dsn_ray.errors import UserError, warnings_shown_by
 
 _RAY_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # Train runs appear in the dashboard
@@ -252,8 +252,10 @@ def chatter_to(log: Path) -> Iterator[Console]:
     with log.open("ab", buffering=0) as sink, os.fdopen(os.dup(1), "w") as terminal:
         os.dup2(sink.fileno(), 1)
         os.dup2(sink.fileno(), 2)
+        console = Console(file=terminal, highlight=False, markup=False)
         try:
-            yield Console(file=terminal, highlight=False, markup=False)
+            with warnings_shown_by(lambda text: console.print(text, soft_wrap=True)):
+                yield console
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

@@ -113,10 +113,7 @@ def load_training_data(
         )
     note = ""
     if without := int((~data.mask.any(axis=1)).sum()):
-        note = (
-            f"; ImageNet has nothing like {without} of {len(data.mask)} seen classes, whose "
-            "semantic mask is empty"
-        )
+        note = f"; the semantic mask of {without} of {len(data.mask)} seen classes is empty"
     console.print(f"{shards}{note} ({time.monotonic() - started:.0f} s)", soft_wrap=True)
     return shards, data
 
@@ -224,6 +221,23 @@ def on_this_machine(checkpoint: "ray.train.Checkpoint", storage: str, folder: Pa
     return Path(checkpoint.to_directory(str(folder)))
 
 
+def check_weights(config: Config) -> None:
+    """Checks that the backbone's weights are there and that an embedding can start from them.
+
+    Raises:
+        UserError: If they are not, or their classifier's rank is below `network.dim`.
+    """
+    from dsn_ray.model import imagenet_weights
+    from dsn_ray.model.network import svd_start
+
+    weights = imagenet_weights(config.network.backbone, config.network.weights)
+    if weights is not None:
+        try:
+            svd_start(weights.classifier_weight, config.network.dim)
+        except ValueError as error:
+            raise UserError(f"network.dim={config.network.dim}: {error}") from None
+
+
 def check_fits(
     config: Config, seen_classes: Sequence[str], workers: int, *, validate: bool
 ) -> None:
@@ -323,14 +337,13 @@ def _run(training: Training, run: cli.Run, shape: "Shape") -> Path:
 
 def _train(training: Training, run: cli.Run, shape: "Shape") -> Path:
     from dsn_ray.data.shards import locate
-    from dsn_ray.model import imagenet_weights
     from dsn_ray.progress import training_progress
     from dsn_ray.runtime import allot, ray_cluster, refuse_local_storage_on_many_nodes
 
     config, (name, root) = training.config, training.data
     found = locate(name, root)
     check_fits(config, found.seen_classes, shape.workers or 1, validate=False)
-    imagenet_weights(config.network.backbone, config.network.weights)
+    check_weights(config)
     with cli.quiet_log("ray", run.folder) as console:
         with ray_cluster() as dashboard:
             console.print(f"Ray dashboard: {dashboard}", soft_wrap=True)

@@ -152,9 +152,8 @@ def _run(sweep: Sweep, run: cli.Run, shape: "Shape") -> None:
 def _sweep(sweep: Sweep, run: cli.Run, shape: "Shape") -> None:
     from dsn_ray.data.shards import locate
     from dsn_ray.final import FinalResults, final_job, final_table
-    from dsn_ray.model import imagenet_weights
     from dsn_ray.runtime import allot, ray_cluster, refuse_local_storage_on_many_nodes
-    from dsn_ray.train import check_fits, load_training_data
+    from dsn_ray.train import check_fits, check_weights, load_training_data
 
     found = [locate(name, root) for name, root in sweep.data]
     configs = [sweep.config_on(name) for name, _ in sweep.data]
@@ -164,7 +163,7 @@ def _sweep(sweep: Sweep, run: cli.Run, shape: "Shape") -> None:
             check_fits(config, data.seen_classes, workers, validate=data is found[0])
 
     check(shape.workers or 1)
-    imagenet_weights(sweep.config.network.backbone, sweep.config.network.weights)
+    check_weights(sweep.config)
     random_weights = sweep.config.network.weights == "none"
     with cli.quiet_log("ray", run.folder) as console:
         with ray_cluster() as dashboard:

@@ -1,11 +1,14 @@
 """What the commands share, without Ray."""
 
+import os
 import shlex
+import warnings
 
 import pytest
 
-from dsn_ray.cli import Interrupted, find_run, resumable
-from dsn_ray.runtime import Shape
+from dsn_ray.cli import Interrupted, command, find_run, resumable
+from dsn_ray.errors import DataWarning
+from dsn_ray.runtime import Shape, chatter_to
 
 
 @pytest.mark.parametrize(
@@ -34,3 +37,25 @@ def test_ctrl_c_names_the_command_that_goes_on(name, storage, shape, command):
         raise KeyboardInterrupt
     assert str(stopped.value) == f"Go on with: {command}"
     assert shlex.split(command)[5] == name
+
+
+def warn():
+    warnings.warn("2 queries left out", DataWarning, stacklevel=2)
+    warnings.warn("of a library", UserWarning, stacklevel=2)
+
+
+@pytest.mark.filterwarnings("ignore:of a library")
+def test_what_the_numbers_depend_on_is_one_line(capsys):
+    assert command(lambda _: warn())([]) == 0
+    assert capsys.readouterr().err == "note: 2 queries left out.\n"
+
+
+@pytest.mark.filterwarnings("ignore:of a library")
+def test_it_is_said_on_the_terminal_while_chatter_goes_to_a_file(tmp_path, capfd):
+    with chatter_to(tmp_path / "log"):
+        warn()
+        os.write(1, b"chatter")
+    assert capfd.readouterr().out == "2 queries left out.\n"
+    said = (tmp_path / "log").read_text()
+    assert "chatter" in said
+    assert "left out" not in said

@@ -228,6 +228,24 @@ def test_sketches_learn_from_the_teacher_where_all_pictures_do():
     assert value == pytest.approx(float(-(soft * log_probabilities).sum(1).mean()), abs=1e-6)
 
 
+def test_the_teacher_may_see_the_first_view_of_the_photos():
+    asking = make_learner({"data.teacher_sees": "first_view"})
+    torch.nn.init.normal_(asking._teacher.classifier.weight)
+    batch = make_batch()
+    first_views = batch.photo_views[:, 0]
+    logits = asking._teacher.logits(first_views)
+    assert logits.std(dim=0).min() > 0
+    told = make_learner()
+    told.network.load_state_dict(asking.network.state_dict())
+    told._mask.copy_(asking._mask)
+    expected = told.losses(batch._replace(teacher_logits=logits)).distillation
+    found = asking.losses(batch._replace(teacher_logits=None)).distillation
+    torch.testing.assert_close(found, expected)
+    backwards = batch._replace(teacher_logits=logits.flip(0))
+    other = told.losses(backwards).distillation.item()
+    assert other != pytest.approx(expected.item(), abs=1e-6)
+
+
 def test_a_batch_without_a_teacher_is_named():
     with pytest.raises(ValueError, match="no teacher logits"):
         make_learner().losses(make_batch()._replace(teacher_logits=None))

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Literal
 from zipfile import BadZipFile
 
 from dsn_ray.data.catalog import DataError
+from dsn_ray.errors import DataWarning
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,22 +60,25 @@ def mask_rows(
     if file is None and not shipped.is_file():
         warnings.warn(
             "There is no semantic mask for this data, so the teacher's labels stay as they are.",
+            DataWarning,
             stacklevel=2,
         )
         return rows
     try:
         with np.load(file or shipped, allow_pickle=False) as stored:
             known = dict(zip(stored["classes"].tolist(), stored["mask"], strict=True))
-        if any(row.shape != (IMAGENET_CLASSES,) for row in known.values()):
-            raise ValueError
+        for row in known.values():
+            if row.shape != (IMAGENET_CLASSES,) or not ((row >= 0) & (row <= 1)).all():
+                raise ValueError
     except (OSError, KeyError, ValueError, AttributeError, TypeError, EOFError, BadZipFile):
         raise DataError(
             f"{file} is not a semantic mask; `python -m dsn_ray.mask` writes one."
         ) from None
     if unknown := [name for name in classes if name not in known]:
         warnings.warn(
-            f"The {source_semantics} semantic mask has no row for {', '.join(unknown)}, "
+            f"The semantic mask {file or source_semantics} has no row for {', '.join(unknown)}, "
             "so the teacher's labels of these classes stay as they are.",
+            DataWarning,
             stacklevel=2,
         )
     for row, name in zip(rows, classes, strict=True):
@@ -141,6 +145,7 @@ def look_up(names: Sequence[str], wordnet_folder: Path) -> dict[str, tuple[str, 
     if unknown := [name for name, ids in found.items() if not ids]:
         warnings.warn(
             f"WordNet does not know {', '.join(unknown)}, whose rows of the mask are empty.",
+            DataWarning,
             stacklevel=2,
         )
     return found

@@ -18,12 +18,13 @@ and the expected AP is its mean over the hits. The hit is among the first K with
 
 import warnings
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from dsn_ray.errors import DataWarning
 from dsn_ray.retrieval.itq import Features, Variant, feature_matrix, fit_itq
 
 ItqFit = Literal["queries", "gallery"]
@@ -131,8 +132,9 @@ def evaluate_features(
         )
     query_classes = _label_vector(query_labels, "query_labels", len(queries))
     gallery_classes = _label_vector(gallery_labels, "gallery_labels", len(gallery))
-    if precision_at < 1:
+    if not precision_at >= 1:
         raise ValueError(f"precision_at must be at least 1, got {precision_at}")
+    _check_fit(itq_fit, queries.shape[1])
 
     has_hits = np.isin(query_classes, gallery_classes)
     if not has_hits.any():
@@ -142,6 +144,7 @@ def evaluate_features(
         warnings.warn(
             f"{(~has_hits).sum()} queries left out: the gallery has no item of their labels "
             f"{missing}",
+            DataWarning,
             stacklevel=2,
         )
         queries, query_classes = queries[has_hits], query_classes[has_hits]
@@ -176,6 +179,18 @@ def evaluate_features(
             sizes = {"queries": len(queries), "gallery": len(gallery), "dim": bits}
             rows.append({**row, **sizes, "ties": ties})
     return rows
+
+
+def _check_fit(itq_fit: ItqFit | Features | None, dim: int) -> None:
+    if isinstance(itq_fit, str):
+        if itq_fit not in get_args(ItqFit):
+            raise ValueError(f"itq_fit must be queries, gallery or features, got {itq_fit!r}")
+    elif itq_fit is not None:
+        columns = feature_matrix(itq_fit, "itq_fit").shape[1]
+        if columns != dim:
+            raise ValueError(
+                f"itq_fit must have {dim} columns, as query_features have, got {columns}"
+            )
 
 
 def _binary_codes(

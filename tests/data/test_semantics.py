@@ -170,6 +170,14 @@ def test_classes_are_looked_up_by_name(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("value", [np.nan, -1, 2])
+def test_a_mask_of_other_values_is_refused(tmp_path: Path, value: float) -> None:
+    file = tmp_path / "mask.npz"
+    np.savez(file, mask=np.full((1, 1000), value, np.float32), classes=np.array(["pig"]))
+    with pytest.raises(DataError, match="is not a semantic mask"):
+        mask_rows("none", ["pig"], file)
+
+
 def test_a_file_that_is_no_mask_is_named(tmp_path: Path) -> None:
     (tmp_path / "mask.npz").write_text("no")
     for name in ("mask.npz", "absent.npz"):
@@ -183,7 +191,7 @@ def test_the_command_builds_a_mask_that_training_reads(tmp_path: Path, capsys) -
     (tmp_path / "classes.txt").write_text("beagle\nyeti of the north\nmouse\tn03793489\n")
     arguments = ["--classes", str(tmp_path / "classes.txt"), "--out", str(tmp_path / "mask.npz")]
     assert mask.main(arguments) == 0
-    assert "WordNet does not know yeti of the north" in capsys.readouterr().out
+    assert "note: WordNet does not know yeti of the north" in capsys.readouterr().err
     rows = mask_rows("none", ["mouse", "beagle", "yeti of the north"], tmp_path / "mask.npz")
     assert rows[0, imagenet_wnids().index("n03793489")] == 1  # the computer's, not the animal
     assert rows[1, imagenet_wnids().index("n02088364")] == 1

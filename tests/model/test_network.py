@@ -8,6 +8,7 @@ from torchvision.transforms.v2 import functional
 
 from dsn_ray.config import NetworkConfig
 from dsn_ray.model import Teacher, build_network, imagenet_weights, load_se_weights
+from dsn_ray.model.conditional import ConditionalSqueezeExcite
 from dsn_ray.model.network import svd_start
 
 SHARED = Path(__file__).parents[3] / "shared"
@@ -141,3 +142,17 @@ def test_teacher_recognises_photos():
     labels = torch.tensor([column[path.name[:9]] for path in paths])
     top1 = (Teacher.from_config(LITE0).logits(batch).argmax(1) == labels).float().mean()
     assert top1 > 0.6
+
+
+def test_the_gate_knows_a_photo_by_its_one():
+    """s = sigmoid(W2 [relu(W1 pool(x)); y]), y = 1 for a photo and 0 for a sketch."""
+    torch.manual_seed(0)
+    gate = ConditionalSqueezeExcite(4, 2)
+    torch.nn.init.normal_(gate.fc2.weight)
+    x = torch.randn(2, 4, 3, 3)
+    found = gate(x, torch.tensor([False, True]))
+    for number, y in enumerate((0.0, 1.0)):
+        hidden = torch.relu(gate.fc1.weight @ x[number].mean((1, 2)) + gate.fc1.bias)
+        scale = gate.fc2.weight @ torch.cat([hidden, torch.tensor([y])]) + gate.fc2.bias
+        expected = x[number] * torch.sigmoid(scale)[:, None, None]
+        torch.testing.assert_close(found[number], expected)

@@ -1,5 +1,6 @@
 import itertools
 import json
+import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -389,3 +390,21 @@ def test_bad_arguments_are_named(changes, message):
     }
     with pytest.raises(ValueError, match=message):
         evaluate_features(**{**good, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"itq_fit": np.ones((5, 6))},
+            "itq_fit must have 4 columns, as query_features have, got 6",
+        ),
+        ({"itq_fit": np.ones((5, 2))}, "itq_fit must have 4 columns"),
+        ({"itq_fit": "photos"}, "itq_fit must be queries, gallery or features, got 'photos'"),
+        ({"precision_at": float("nan")}, "precision_at must be at least 1"),
+    ],
+)
+def test_what_binary_codes_are_fitted_on_is_checked(changes, message):
+    features, labels = np.random.default_rng(0).standard_normal((6, 4)), [0, 0, 1, 1, 2, 2]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        metrics.evaluate_features(features, labels, features, labels, **changes)
