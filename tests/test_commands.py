@@ -157,6 +157,7 @@ def test_the_released_recipe_keeps_the_epoch_that_rates_held_out_sketches_best(
     assert len(json.loads((here / "rows.json").read_text())["rows"]) == 8
 
 
+@pytest.mark.slow
 def test_a_training_that_diverges_ends_and_says_so(here, attached, drawings, capfd):
     settings = {**tune.SMOKE_TEST, "network.backbone": "efficientnet_lite0"}
     settings |= {"network.weights": "none", "optimizer.lr": 1e30, "train.epochs": 5}
