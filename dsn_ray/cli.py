@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +21,11 @@ import yaml
 from dsn_ray.config import (
     DEMONSTRATION,
     RECIPES,
-    RECIPES_ON,
     Config,
     load_config,
     load_yaml,
     parse_settings,
+    recipe_settings,
 )
 from dsn_ray.errors import UserError, warnings_shown_by
 
@@ -135,6 +135,13 @@ def add_shape_arguments(to: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--wait", type=float, default=900, metavar="S", help="seconds for an autoscaler (900)"
     )
+    group.add_argument(
+        "--patience",
+        type=float,
+        default=600,
+        metavar="S",
+        help="seconds without a step until a worker is taken for hung and replaced (600)",
+    )
 
 
 def shape_of(parsed: argparse.Namespace) -> "Shape":
@@ -145,7 +152,14 @@ def shape_of(parsed: argparse.Namespace) -> "Shape":
     """
     from dsn_ray.runtime import Shape
 
-    lowest = {"workers": 1, "gpus_per_worker": 0, "cpus_per_worker": 0, "concurrent": 1, "wait": 0}
+    lowest = {
+        "workers": 1,
+        "gpus_per_worker": 0,
+        "cpus_per_worker": 0,
+        "concurrent": 1,
+        "wait": 0,
+        "patience": 1,
+    }
     for name, least in lowest.items():
         value = getattr(parsed, name)
         if value is not None and value < least:
@@ -159,6 +173,11 @@ def add_run_arguments(to: argparse.ArgumentParser) -> None:
     to.add_argument("--name", metavar="N", help="of the run (default: what it runs, and the time)")
     to.add_argument("--storage", metavar="DIR_OR_URL", help="where runs go (default: runs)")
     to.add_argument("--resume", action="store_true", help="go on with the run of that name")
+    to.add_argument(
+        "--allow-changed",
+        action="store_true",
+        help="with --resume: go on although other options decide the numbers than before",
+    )
 
 
 def config_of(
@@ -166,6 +185,7 @@ def config_of(
     data: str,
     embedded: bool,
     layers: Mapping[str, Any] | None = None,
+    recipe: str | None = None,
 ) -> Config:
     """The configuration that the options of `add_config_arguments` ask for.
 
@@ -174,6 +194,7 @@ def config_of(
         data: the data set to train on; a recipe may have settings for it.
         embedded: whether the embedded data is run, which has defaults of its own.
         layers: settings by dotted name.
+        recipe: goes before `--recipe`.
 
     Raises:
         UserError: If a file, a name or a value is not allowed.
@@ -181,8 +202,7 @@ def config_of(
     settings = parse_settings(parsed.settings)
     if parsed.weights:
         settings["network.weights"] = parsed.weights
-    recipe = parsed.recipe or "paper"
-    base = Config().with_settings({**RECIPES[recipe], **RECIPES_ON.get((recipe, data), {})})
+    base = Config().with_settings(recipe_settings(recipe or parsed.recipe or "paper", data))
     base = base.with_settings(DEMONSTRATION if embedded else {})
     if parsed.config:
         base = load_config(parsed.config, base)
@@ -253,7 +273,7 @@ def run_folder(name: str | None, stem: str, storage: str | None) -> Iterator[Run
 
 
 @contextmanager
-def resumable(module: str, run: Run, shape: "Shape") -> Iterator[None]:
+def resumable(module: str, run: Run, shape: "Shape", options: Sequence[str] = ()) -> Iterator[None]:
     """Turns Ctrl-C into the command that goes on with a run, in the shape that it has.
 
     Raises:
@@ -268,7 +288,7 @@ def resumable(module: str, run: Run, shape: "Shape") -> Iterator[None]:
             if (value := getattr(shape, field.name)) != field.default
             for word in ("--" + field.name.replace("_", "-"), f"{value:g}")
         ]
-        words = ["python", "-m", module, "--resume", *run.options, *asked]
+        words = ["python", "-m", module, "--resume", *run.options, *options, *asked]
         raise Interrupted(f"Go on with: {shlex.join(words)}") from None
 
 
@@ -304,7 +324,8 @@ def resumed(
     """The run that `--resume --name N` goes on with, and what its `config.yaml` asks for.
 
     Args:
-        parsed: the options; what decides the numbers may be left out, but not be changed.
+        parsed: the options; what decides the numbers may be left out, but is only changed with
+            `--allow-changed`.
         parse: reads the contents of `config.yaml`.
         ask: reads the options.
 
@@ -318,17 +339,19 @@ def resumed(
     if not path.exists():
         raise UserError(f"--resume: {path.parent} is not the folder of a run.")
     try:
-        kept = parse(load_yaml(path))
+        kept = parse(load_yaml(path)[0])
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{path} is broken, so this run cannot be resumed.") from None
     if any(getattr(parsed, option, None) for option in _DECIDING):
-        changed = list(_differences(kept.tree(), ask().tree()))
-        if changed:
+        asked = ask()
+        changed = list(_differences(kept.tree(), asked.tree()))
+        if changed and not parsed.allow_changed:
             raise UserError(
                 f"--resume: {path} and the options disagree on {'; '.join(changed[:3])}"
-                f"{' and more' if len(changed) > 3 else ''}; leave these options out, or choose "
-                "another --name."
+                f"{' and more' if len(changed) > 3 else ''}; leave these options out, give "
+                "--allow-changed to go on with what they say, or choose another --name."
             )
+        return run, asked
     return run, kept
 
 

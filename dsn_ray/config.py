@@ -6,7 +6,8 @@ embedded demonstration data wants.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -203,7 +204,7 @@ class Config(Section):
             if section not in tree or key not in tree[section]:
                 raise UserError(f"{where}: {name} is not a setting; {_names_near(name)}.")
             tree[section][key] = value
-        return parse_config(tree, where)
+        return parse_config(tree, Place(where))
 
     def unlike(self, other: "Config") -> dict[str, Any]:
         """The settings of this one that the other has otherwise, by dotted name."""
@@ -244,6 +245,12 @@ RECIPES_ON: dict[tuple[str, str], dict[str, Any]] = {
 }
 """What a recipe does otherwise on one data set, by recipe and data set."""
 
+
+def recipe_settings(recipe: str, data: str) -> dict[str, Any]:
+    """What a recipe sets on a data set."""
+    return {**RECIPES[recipe], **RECIPES_ON.get((recipe, data), {})}
+
+
 DEMONSTRATION: dict[str, Any] = {
     "network.backbone": "efficientnet_lite0",
     "network.bn_statistics": "worker",
@@ -260,7 +267,31 @@ DEMONSTRATION: dict[str, Any] = {
 """Settings of the embedded demonstration: small pictures and batches, for two cores."""
 
 
-def parse_config(tree: object, where: str) -> Config:
+Keys = tuple[str | int, ...]
+"""The way to a value in a YAML file: keys of mappings and numbers in lists."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where settings come from, for messages.
+
+    Attributes:
+        name: a file or an option.
+        lines: the line of each key of a file.
+    """
+
+    name: str
+    lines: Mapping[Keys, int] = field(default_factory=dict)
+
+    def at(self, *keys: str | int) -> str:
+        """The name, with the line of a key or of what it stands in, where that is known."""
+        for end in range(len(keys), 0, -1):
+            if keys[:end] in self.lines:
+                return f"{self.name}, line {self.lines[keys[:end]]}"
+        return self.name
+
+
+def parse_config(tree: object, where: Place) -> Config:
     """Builds a configuration from nested mappings, as YAML gives them.
 
     Args:
@@ -276,14 +307,16 @@ def parse_config(tree: object, where: str) -> Config:
         raise UserError(explain(error, where, Config)) from None
 
 
-def load_yaml(path: Path) -> Any:
-    """Reads a YAML file.
+def load_yaml(path: Path) -> tuple[Any, Place]:
+    """Reads a YAML file: what it holds, and where in it each key stands.
 
     Raises:
         UserError: If it cannot be read or is not YAML.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        lines = dict(_lines(yaml.compose(text, yaml.SafeLoader)))
+        return yaml.safe_load(text), Place(str(path), lines)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not a text file"
         raise UserError(f"{path} cannot be read: {reason}.") from None
@@ -291,6 +324,19 @@ def load_yaml(path: Path) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{path}{line}: this is not valid YAML.") from None
+
+
+def _lines(node: yaml.Node | None, above: Keys = ()) -> Iterator[tuple[Keys, int]]:
+    """The line of each key below a node."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            keys = (*above, str(key.value))
+            yield keys, key.start_mark.line + 1
+            yield from _lines(value, keys)
+    if isinstance(node, yaml.SequenceNode):
+        for number, value in enumerate(node.value):
+            yield (*above, number), value.start_mark.line + 1
+            yield from _lines(value, (*above, number))
 
 
 def load_config(path: Path, base: Config | None = None) -> Config:
@@ -303,13 +349,14 @@ def load_config(path: Path, base: Config | None = None) -> Config:
     Raises:
         UserError: If it cannot be read, a key is unknown or a value is not allowed.
     """
-    tree = load_yaml(path) or {}
+    tree, place = load_yaml(path)
+    tree = {} if tree is None else tree
     if isinstance(tree, dict):
         kept = (base or Config()).model_dump()
         for section, keys in tree.items():
             kept[section] = {**kept.get(section, {}), **keys} if isinstance(keys, dict) else keys
         tree = kept
-    return parse_config(tree, str(path))
+    return parse_config(tree, place)
 
 
 def parse_settings(pairs: list[str]) -> dict[str, Any]:
@@ -331,13 +378,14 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
     return settings
 
 
-def explain(error: ValidationError, where: str, model: type[BaseModel]) -> str:
-    """One sentence for the first thing that is wrong: file, key and what is allowed.
+def explain(error: ValidationError, place: Place, model: type[BaseModel]) -> str:
+    """One sentence for the first thing that is wrong: file, line, key and what is allowed.
 
     Unknown keys come first: they are often the misspelt names of missing ones.
     """
     first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     name = ".".join(str(part) for part in first["loc"])
+    where = place.at(*first["loc"])
     if first["type"] == "extra_forbidden":
         allowed = model.model_fields
         for part in first["loc"][:-1]:

@@ -1,41 +1,71 @@
-"""The final job: the best setting on all seen classes of each data set, rated on the unseen."""
+"""The final job: settings trained on all seen classes of each data set, rated on the unseen."""
 
+import hashlib
 import json
-from collections.abc import Iterable
-from itertools import product
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pyarrow.fs import FileSystem
+from ray import tune
+from ray.train import Checkpoint
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler
 from rich.console import Console
-from rich.table import Table
 
 from dsn_ray.checkpoint import open_checkpoint
 from dsn_ray.config import Config
-from dsn_ray.data.shards import Shards
-from dsn_ray.progress import training_progress
-from dsn_ray.rating import Row, evaluate_checkpoint, evaluate_untrained, load_unseen
-from dsn_ray.runtime import Resources
-from dsn_ray.train import TrainingData, fit, kept_checkpoint, on_this_machine
+from dsn_ray.errors import UserError
+from dsn_ray.progress import FinalProgress
+from dsn_ray.rating import (
+    Row,
+    UnseenPictures,
+    evaluate_checkpoint,
+    evaluate_untrained,
+    load_unseen,
+)
+from dsn_ray.runtime import Resources, quiet_data
+from dsn_ray.search import ListSearcher
+from dsn_ray.train import Shelf, TrainingData, fit, kept_checkpoint, on_this_machine
+from dsn_ray.trials import run_trials
 
-PAPER: dict[tuple[str, int, str], tuple[float, float]] = {
-    ("sketchy", 64, "real"): (0.484, 0.610),
-    ("sketchy", 64, "binary"): (0.436, 0.553),
-    ("sketchy", 512, "real"): (0.583, 0.704),
-    ("sketchy", 512, "binary"): (0.581, 0.700),
-    ("tuberlin", 64, "real"): (0.442, 0.538),
-    ("tuberlin", 64, "binary"): (0.385, 0.497),
-    ("tuberlin", 512, "real"): (0.481, 0.586),
-    ("tuberlin", 512, "binary"): (0.484, 0.591),
-}
-"""mAP@all and Prec@100 of Table 1, protocol `published`."""
+
+@dataclass(frozen=True)
+class Candidate:
+    """One training of the final job.
+
+    Attributes:
+        variant: name of what is compared; empty for the best setting of a search.
+        settings: what it differs in, by dotted name.
+        dataset: the data set.
+        config: the training, seed included.
+    """
+
+    variant: str
+    settings: dict[str, Any]
+    dataset: str
+    config: Config
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        variant = f", {self.variant}" if self.variant else ""
+        return f"{self.dataset}{variant}, seed {self.config.train.seed}"
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder: equal trainings have the same, others another."""
+        digest = hashlib.sha256(self.config.model_dump_json().encode()).hexdigest()[:8]
+        return f"{self.dataset.replace(':', '-')}-{digest}-seed{self.config.train.seed}"
 
 
 class FinalResults:
     """The contents of `final.json`, in `final.unfinished.json` until all of them are there.
 
     Attributes:
-        setting: the best of the sweep; what is trained with it stays with it.
-        rows: one per data set, seed, codes, protocol and metric.
+        setting: the best of the search; None for variants.
+        rows: one per data set, variant, seed, codes, protocol and metric.
         untrained: the same of the trunk before training, without seed and checkpoint.
         folder: where checkpoints are copied that a URL keeps.
     """
@@ -50,9 +80,13 @@ class FinalResults:
         self.rows: list[Row] = kept.get("rows", [])
         self.untrained: list[Row] = kept.get("untrained", [])
 
-    def has(self, dataset: str, seed: int) -> bool:
+    def has(self, candidate: Candidate) -> bool:
         """Whether a training's rows are there."""
-        return any((row["dataset"], row["seed"]) == (dataset, seed) for row in self.rows)
+        return any(_is_of(row, candidate) for row in self.rows)
+
+    def keep_only(self, candidates: Sequence[Candidate]) -> None:
+        """Drops the rows of trainings that are not asked for any more."""
+        self.rows = [row for row in self.rows if any(_is_of(row, one) for one in candidates)]
 
     def save(self) -> None:
         """Writes what is there so far, whole or not at all."""
@@ -67,123 +101,175 @@ class FinalResults:
         self._unfinished.replace(self._path)
 
 
+def _is_of(row: Row, one: Candidate) -> bool:
+    mine = one.dataset, one.variant, one.config.train.seed, one.settings
+    return mine == (row["dataset"], row.get("variant", ""), row["seed"], row["parameters"])
+
+
 def final_job(
-    datasets: Iterable[tuple[Config, tuple[Shards, TrainingData]]],
-    seeds: int,
+    candidates: Sequence[Candidate],
+    shelf: Shelf,
     resources: Resources,
+    room: Callable[[], int],
     storage: str,
     results: FinalResults,
     console: Console,
 ) -> None:
-    """Trains and rates every data set with every seed; what `results` holds is not done again.
+    """Trains and rates every candidate; what `results` holds is not done again.
 
     Args:
-        datasets: of each data set the configuration with the chosen setting, the shards and the
-            training data.
-        seeds: trainings per data set, with seeds from `train.seed` on.
+        candidates: the trainings, in their order.
+        shelf: has the pictures of their data sets.
         resources: of each training.
-        storage: where checkpoints go.
+        room: the number of trainings at a time.
+        storage: where the run keeps checkpoints.
         results: gains rows after each training.
         console: says what runs.
+
+    Raises:
+        UserError: If a training diverged.
+        RuntimeError: If one failed.
     """
-    for config, (shards, data) in datasets:
-        unseen = load_unseen(shards, config.data.px)
-        if not any(row["dataset"] == shards.name for row in results.untrained):
-            console.print(f"{shards.name}: rating the untrained trunk", soft_wrap=True)
-            rows = evaluate_untrained(config, unseen, data.weights, resources)
-            results.untrained += [{**row, "dataset": shards.name} for row in rows]
+    results.keep_only(candidates)
+    unseen: dict[tuple[str, int], UnseenPictures] = {}
+    for one in candidates:
+        at = one.dataset, one.config.data.px
+        if at not in unseen:
+            unseen[at] = load_unseen(shelf.shards[one.dataset], one.config.data.px)
+        if not any(row["dataset"] == one.dataset for row in results.untrained):
+            console.print(f"{one.dataset}: rating the untrained trunk", soft_wrap=True)
+            weights = shelf.data(one.dataset, one.config).weights
+            rows = evaluate_untrained(one.config, unseen[at], weights, resources)
+            results.untrained += [{**row, "dataset": one.dataset} for row in rows]
             results.save()
-        for seed in range(config.train.seed, config.train.seed + seeds):
-            if results.has(shards.name, seed):
-                continue
-            console.print(
-                f"{shards.name}: training on all {len(shards.seen_classes)} seen classes, "
-                f"seed {seed}, {config.train.epochs} epoch{'s' * (config.train.epochs > 1)}",
-                soft_wrap=True,
-            )
-            seeded = config.with_settings({"train.seed": seed})
-            name = f"{shards.name.replace(':', '-')}-seed{seed}"
-            with training_progress(console, name, config.train.epochs) as callback:
-                trained = fit(
-                    seeded, data, resources, storage, name, validate=False, callbacks=[callback]
-                )
-            checkpoint = on_this_machine(
-                kept_checkpoint(trained, config), storage, results.folder / name
-            )
-            rows = evaluate_checkpoint(open_checkpoint(checkpoint), unseen, resources)
-            about = {
-                "dataset": shards.name,
-                "seed": seed,
-                "checkpoint": str(checkpoint),
-                "parameters": results.setting,
-            }
-            results.rows += [{**row, **about} for row in rows]
-            results.save()
-
-
-def final_table(results: FinalResults, shards: Iterable[Shards], random_weights: bool) -> Table:
-    """The rows beside the untrained trunk's and the paper's, for people."""
-    table = Table(title="Unseen classes, mAP@all / Prec@100", title_justify="left")
-    for column in ("data set", "codes", "protocol", "trained", "untrained", "paper"):
-        table.add_column(column)
-    mark = " (random weights)" if random_weights else ""
-    for data in shards:
-        rows = [row for row in results.rows if row["dataset"] == data.name]
-        repeats = any(row.get("deduplicated") for row in rows)
-        for codes, protocol, once in product(
-            ("real", "binary"), ("published", "standard"), (False, True)[: 1 + repeats]
-        ):
-            mine = _cells(results.rows, data.name, codes, protocol, once)
-            before = _cells(results.untrained, data.name, codes, protocol, once)
-            table.add_row(
-                data.name,
-                codes,
-                protocol + ", each photo once" * once,
-                _pair(mine) + mark * any(mine.values()),
-                _pair(before) + mark * any(before.values()),
-                "-" if once else _paper(data, mine, codes, protocol),
-            )
-    notes = ["untrained: the backbone's pooled features, all of their dimensions"]
-    if not all(data.official for data in shards):
-        notes.append("the paper's numbers compare only with the complete official data sets")
-    small = {row["dataset"]: row["gallery"] for row in results.rows if row["gallery"] <= 100}
-    notes += [f"{name}: {n} photos are too few for Prec@100" for name, n in small.items()]
-    table.caption = "; ".join(notes) + "."
-    table.caption_justify = "left"
-    return table
-
-
-def _cells(
-    rows: list[Row], dataset: str, codes: str, protocol: str, once: bool
-) -> dict[str, list[Row]]:
-    wanted = [
-        row
-        for row in rows
-        if (row["dataset"], row["codes"], row["protocol"]) == (dataset, codes, protocol)
-        and row.get("deduplicated", False) == once
+    left = [one for one in candidates if not results.has(one)]
+    if not left:
+        return
+    epochs = [one.config.train.epochs for one in left]
+    console.print(
+        f"{len(left)} final training{'s' * (len(left) > 1)} on all seen classes, {sum(epochs)} "
+        "epochs",
+        soft_wrap=True,
+    )
+    jobs = [
+        _Job(
+            one.config,
+            shelf.data(one.dataset, one.config),
+            unseen[one.dataset, one.config.data.px],
+            one.folder,
+        )
+        for one in left
     ]
-    return {m: [r for r in wanted if r["metric"] == m] for m in ("mAP@all", "Prec@100")}
+    collector = _Collector(left, results, f"{storage}/final")
+    progress = FinalProgress(console, [one.title for one in left], epochs)
+    with progress:
+        ended = run_trials(
+            tune.with_parameters(
+                _final_trial, jobs=jobs, resources=resources, storage=f"{storage}/final"
+            ),
+            ListSearcher([{"number": number} for number in range(len(left))], room),
+            FIFOScheduler(),
+            [progress, collector],
+            storage,
+            "tune-final",
+        )
+    if collector.refused:
+        raise UserError(" ".join(dict.fromkeys(collector.refused)))
+    if missing := [one for one in left if not results.has(one)]:
+        raise RuntimeError(
+            f"{len(missing)} of {len(left)} final trainings failed: "
+            f"{'; '.join(one.title for one in missing[:3])}"
+        ) from next(iter(ended.errors), None)
 
 
-def _pair(cells: dict[str, list[Row]]) -> str:
-    if not any(cells.values()):
-        return "-"
-    return " / ".join(_mean_and_spread([row["value"] for row in rows]) for rows in cells.values())
+@dataclass(frozen=True)
+class _Job:
+    config: Config
+    data: TrainingData
+    unseen: UnseenPictures
+    folder: str
 
 
-def _mean_and_spread(values: list[float]) -> str:
-    import statistics
+def _final_trial(
+    proposal: dict[str, Any], *, jobs: Sequence[_Job], resources: Resources, storage: str
+) -> None:
+    """One training and its rating."""
+    from ray.tune.integration.ray_train import TuneReportCallback
 
-    if not values:
-        return "-"
-    mean = f"{statistics.mean(values):.3f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.3f}"
+    job = jobs[proposal["number"]]
+    epochs = {"epoch": job.config.train.epochs}
+    result = fit(
+        job.config,
+        job.data,
+        resources,
+        storage,
+        job.folder,
+        validate=False,
+        callbacks=[TuneReportCallback()],
+    )
+    try:
+        kept = kept_checkpoint(result, job.config)
+    except UserError as error:
+        tune.report({**epochs, "refused": str(error)})
+        return
+    quiet_data()
+    with kept.as_directory() as folder:
+        rows = evaluate_checkpoint(open_checkpoint(Path(folder)), job.unseen, resources)
+    tune.report({**epochs, "rows": rows, "kept": kept.path})
 
 
-def _paper(data: Shards, cells: dict[str, list[Row]], codes: str, protocol: str) -> str:
-    rows = cells["mAP@all"]
-    numbers = PAPER.get((data.name, rows[0]["dim"], codes)) if rows else None
-    if numbers is None or protocol != "published":
-        return "-"
-    mark = "" if data.official else " (other data)"
-    return f"{numbers[0]:.3f} / {numbers[1]:.3f}{mark}"
+class _Collector(tune.Callback):
+    """Takes the rows of each training into the results as soon as they are there."""
+
+    def __init__(
+        self, candidates: Sequence[Candidate], results: FinalResults, storage: str
+    ) -> None:
+        self._candidates, self._results, self._storage = candidates, results, storage
+        self.refused: list[str] = []
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
+    ) -> None:
+        one = self._candidates[trial.config["number"]]
+        if "refused" in result:
+            self.refused.append(f"{one.title}: {result['refused']}")
+        if "rows" not in result:
+            return
+        filesystem = FileSystem.from_uri(self._storage)[0] if "://" in self._storage else None
+        kept = Checkpoint(result["kept"], filesystem)
+        checkpoint = on_this_machine(kept, self._storage, self._results.folder / one.folder)
+        about = {
+            "dataset": one.dataset,
+            **({"variant": one.variant} if one.variant else {}),
+            "seed": one.config.train.seed,
+            "checkpoint": str(checkpoint),
+            "parameters": one.settings,
+        }
+        self._results.rows += [{**row, **about} for row in result["rows"]]
+        self._results.save()
+
+
+def candidates_of(
+    settings: Iterable[tuple[str, dict[str, Any], dict[str, Config]]], seeds: int
+) -> list[Candidate]:
+    """The trainings of a final job: every data set, every seed, every setting, in this order.
+
+    Args:
+        settings: of each its variant's name, what it differs in, and its configuration on each
+            data set.
+        seeds: trainings of each on each data set, with seeds from `train.seed` on.
+    """
+    settings = list(settings)
+    datasets = dict.fromkeys(name for *_, configs in settings for name in configs)
+    return [
+        Candidate(
+            variant,
+            differs,
+            dataset,
+            config.with_settings({"train.seed": config.train.seed + number}),
+        )
+        for dataset in datasets
+        for number in range(seeds)
+        for variant, differs, configs in settings
+        for config in [configs[dataset]]
+    ]

@@ -13,7 +13,7 @@ from ray import tune
 from ray.train import UserCallback
 from ray.tune.experiment import Trial
 from ray.util.queue import Queue
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -26,27 +26,12 @@ State = Literal["running", "finished", "stopped early", "diverged", "failed"]
 _ROWS_SHOWN = 10
 
 
-class SweepProgress(tune.Callback):
-    """Shows trials as they run and keeps `trials.jsonl`; plain lines where there is no terminal.
+class TrialsView(tune.Callback):
+    """Shows trials as they run: a live view on a terminal, else plain lines."""
 
-    Attributes:
-        planned: trials that the sweep will run.
-        epochs: epochs of a trial that is not stopped early.
-    """
-
-    def __init__(self, console: Console, record: Path, planned: int, epochs: int) -> None:
-        """Starts the clock.
-
-        Args:
-            console: where to show.
-            record: the file that gets one line per finished trial.
-            planned: trials that the sweep will run.
-            epochs: epochs of a full trial.
-        """
-        self.planned, self.epochs = planned, epochs
-        self._record, self._console = record, console
-        self._started = time.monotonic()
-        self._epochs_before: int | None = None
+    def __init__(self, console: Console) -> None:
+        """Shows nothing yet."""
+        self._console = console
         self._live: Live | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -72,6 +57,46 @@ class SweepProgress(tune.Callback):
         if self._live:
             self._live.update(self._view(trials))
 
+    def _view(self, trials: list[Trial]) -> RenderableType:
+        raise NotImplementedError
+
+    def _say(self, text: str) -> None:
+        (self._live.console if self._live else self._console).print(text, soft_wrap=True)
+
+
+class SearchProgress(TrialsView):
+    """Shows the trials of a search and keeps `trials.jsonl`.
+
+    A trial is known by its number and its seed; what an earlier process recorded stays.
+    """
+
+    def __init__(self, console: Console, record: Path, planned: int, epochs: int) -> None:
+        """Starts the clock.
+
+        Args:
+            console: where to show.
+            record: the file that gets one line per finished trial.
+            planned: trials that the search will run, those of earlier processes included.
+            epochs: epochs of a full trial.
+        """
+        super().__init__(console)
+        self._planned, self._epochs, self._record = planned, epochs, record
+        self._started = time.monotonic()
+        self._epochs_seen = 0
+        self._seconds: dict[str, float] = {}
+        text = record.read_text(encoding="utf-8") if record.exists() else ""
+        self._lines = {_key(line): line for line in map(json.loads, text.splitlines())}
+
+    @property
+    def epochs_run(self) -> int:
+        """Epochs of all trials that have ended."""
+        return sum(line["epochs"] for line in self._lines.values())
+
+    @property
+    def stopped_early(self) -> int:
+        """Trials that the scheduler stopped."""
+        return sum(line["state"] == "stopped early" for line in self._lines.values())
+
     def on_trial_result(
         self,
         iteration: int,
@@ -81,12 +106,13 @@ class SweepProgress(tune.Callback):
         **info: Any,
     ) -> None:
         """Tells of a finished epoch."""
-        if self._epochs_before is None:
-            self._epochs_before = _epochs_done(trials) - 1
+        self._epochs_seen += 1
+        seconds = self._seconds.get(trial.trial_id, 0.0)
+        self._seconds[trial.trial_id] = seconds + result.get("seconds", 0.0)
         if not self._live and OBJECTIVE in result:
             self._say(
-                f"trial {trials.index(trial) + 1}/{self.planned} epoch {result['epoch']}/"
-                f"{self.epochs} mAP {result[OBJECTIVE]:.4f}  {describe(trial.config)}  "
+                f"{self._name(trial)} epoch {result['epoch']}/{self._epochs} "
+                f"mAP {result[OBJECTIVE]:.4f}  {describe(trial.config['settings'])}  "
                 f"{result['pictures_per_second']:.0f} pictures/s  {self._time_left(trials)}"
             )
 
@@ -94,17 +120,20 @@ class SweepProgress(tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         """Writes the record anew, and tells of a trial that was stopped."""
-        self._write(trials, trial)
         state = self._how_it_ended(trial)
+        self._write(trial, state)
         if not self._live and state != "finished":
-            self._say(f"trial {trials.index(trial) + 1}/{self.planned} {state}")
+            self._say(f"{self._name(trial)} {state}")
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         """Writes the record anew, and tells."""
-        self._write(trials, trial)
-        self._say(f"trial {trials.index(trial) + 1}/{self.planned} failed; the log says why")
+        self._write(trial, "failed")
+        self._say(f"{self._name(trial)} failed; the log says why")
+
+    def _name(self, trial: Trial) -> str:
+        return f"trial {trial.config['number']}/{self._planned}"
 
     def state_of(self, trial: Trial) -> State:
         """How a trial ended, or that it has not."""
@@ -117,61 +146,121 @@ class SweepProgress(tune.Callback):
     def _how_it_ended(self, trial: Trial) -> State:
         if _value(trial) is None:
             return "diverged"
-        return "finished" if _epoch(trial) >= self.epochs else "stopped early"
+        return "finished" if _epoch(trial) >= self._epochs else "stopped early"
 
-    def _write(self, trials: list[Trial], ended: Trial) -> None:
-        lines = []
-        for number, trial in enumerate(trials, start=1):
-            state = self.state_of(trial)
-            if state == "running" and trial is not ended:
-                continue
-            if state == "running":
-                state = self._how_it_ended(trial)
-            lines.append(
-                json.dumps(
-                    {
-                        "number": number,
-                        "parameters": trial.config,
-                        "value": _value(trial),
-                        "epochs": _epoch(trial),
-                        "state": state,
-                    }
-                )
-            )
+    def _write(self, trial: Trial, state: State) -> None:
+        line = {
+            "number": trial.config["number"],
+            "seed": trial.config["seed"],
+            "parameters": trial.config["settings"],
+            "value": _value(trial),
+            "epochs": _epoch(trial),
+            "state": state,
+            "seconds": round(self._seconds.get(trial.trial_id, 0.0), 1),
+        }
+        self._lines[_key(line)] = line
         unfinished = self._record.with_suffix(".unfinished")
-        unfinished.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        text = "".join(json.dumps(self._lines[key]) + "\n" for key in sorted(self._lines))
+        unfinished.write_text(text, encoding="utf-8")
         unfinished.replace(self._record)
 
-    def _view(self, trials: list[Trial]) -> Group:
+    def _view(self, trials: list[Trial]) -> RenderableType:
+        rows = dict(self._lines)
+        for trial in trials:
+            if not trial.is_finished():
+                line = {"value": _value(trial), "epochs": _epoch(trial), "state": "running"}
+                line |= {"parameters": trial.config["settings"], **trial.config}
+                rows[_key(line)] = line
+        rated = [row for row in rows.values() if row["value"] is not None]
+        best = max(rated, key=lambda row: (row["epochs"], row["value"]), default=None)
         table = Table("trial", "settings", "epoch", "mAP", "", box=None, header_style="bold")
-        best = _best(trials)
-        for number, trial in list(enumerate(trials, start=1))[-_ROWS_SHOWN:]:
-            value = _value(trial)
+        for key in sorted(rows)[-_ROWS_SHOWN:]:
+            row = rows[key]
             table.add_row(
-                str(number),
-                describe(trial.config),
-                f"{_epoch(trial)}/{self.epochs}",
-                "" if value is None else f"{value:.4f}",
-                "best" if trial is best else self.state_of(trial),
+                str(row["number"]),
+                describe(row["parameters"]),
+                f"{row['epochs']}/{self._epochs}",
+                "" if row["value"] is None else f"{row['value']:.4f}",
+                "best" if row is best else row["state"],
             )
-        ended = sum(t.is_finished() for t in trials)
-        head = f"{ended} of {self.planned} trials done, {_epochs_done(trials)} epochs"
+        head = f"{len(self._lines)} of {self._planned} trials done, {self.epochs_run} epochs"
         if best is not None:
-            head += f", best mAP {best.last_result[OBJECTIVE]:.4f}"
+            head += f", best mAP {best['value']:.4f}"
         return Group(table, Text(f"{head}, {self._time_left(trials)}", style="cyan"))
 
     def _time_left(self, trials: list[Trial]) -> str:
-        done = _epochs_done(trials) - (self._epochs_before or 0)
-        if done <= 0:
+        if not self._epochs_seen:
             return "time left not known yet"
-        open_epochs = sum(self.epochs - _epoch(t) for t in trials if not t.is_finished())
-        open_epochs += (self.planned - len(trials)) * self.epochs
-        seconds = (time.monotonic() - self._started) / done * open_epochs
-        left = f"at most {seconds / 60:.0f} min" if seconds > 90 else "a minute"
-        return f"{left} to the final job"
+        running = [trial for trial in trials if not trial.is_finished()]
+        waiting = max(0, self._planned - len(self._lines) - len(running))
+        left = sum(self._epochs - _epoch(trial) for trial in running) + waiting * self._epochs
+        return f"{_minutes(self._started, self._epochs_seen, left)} to the final job"
 
-    def _say(self, text: str) -> None:
-        (self._live.console if self._live else self._console).print(text, soft_wrap=True)
+
+class FinalProgress(TrialsView):
+    """Shows the trainings of the final job."""
+
+    def __init__(self, console: Console, names: list[str], epochs: list[int]) -> None:
+        """Starts the clock.
+
+        Args:
+            console: where to show.
+            names: of the trainings.
+            epochs: of each.
+        """
+        super().__init__(console)
+        self._names, self._epochs = names, epochs
+        self._started = time.monotonic()
+        self._epochs_seen = 0
+
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[Trial],
+        trial: Trial,
+        result: dict[str, Any],
+        **info: Any,
+    ) -> None:
+        """Tells of a finished epoch."""
+        if "pictures_per_second" not in result:
+            return
+        self._epochs_seen += 1
+        if not self._live:
+            self._say(f"{self._line(trial)}  {self._time_left(trials)}")
+
+    def _line(self, trial: Trial) -> str:
+        number, result = trial.config["number"], trial.last_result or {}
+        text = f"{self._names[number]}: epoch {_epoch(trial)}/{self._epochs[number]}"
+        if "loss_total" in result:
+            text += f" loss {result['loss_total']:.3f}"
+            text += f" {result['pictures_per_second']:.0f} pictures/s"
+        return text
+
+    def _time_left(self, trials: list[Trial]) -> str:
+        if not self._epochs_seen:
+            return "time left not known yet"
+        left = sum(self._epochs)
+        left -= sum(
+            self._epochs[trial.config["number"]] if trial.is_finished() else _epoch(trial)
+            for trial in trials
+        )
+        return f"{_minutes(self._started, self._epochs_seen, left)} to the end"
+
+    def _view(self, trials: list[Trial]) -> RenderableType:
+        running = [Text(self._line(trial)) for trial in trials if not trial.is_finished()]
+        done = sum(trial.is_finished() for trial in trials)
+        head = f"{done} of {len(self._names)} trainings done, {self._time_left(trials)}"
+        return Group(*running, Text(head, style="cyan"))
+
+
+def _key(line: dict[str, Any]) -> tuple[int, int]:
+    return line["number"], line["seed"]
+
+
+def _minutes(started: float, done: int, left: int) -> str:
+    """How long what is left takes at most, at the pace of what is done."""
+    seconds = (time.monotonic() - started) / done * left
+    return f"at most {seconds / 60:.0f} min" if seconds > 90 else "a minute"
 
 
 def _epoch(trial: Trial) -> int:
@@ -182,15 +271,6 @@ def _value(trial: Trial) -> float | None:
     """The trial's objective; None before its first epoch, and where it has diverged."""
     value = (trial.last_result or {}).get(OBJECTIVE)
     return None if value is None or math.isnan(value) else float(value)
-
-
-def _epochs_done(trials: list[Trial]) -> int:
-    return sum(map(_epoch, trials))
-
-
-def _best(trials: list[Trial]) -> Trial | None:
-    rated = [trial for trial in trials if _value(trial) is not None]
-    return max(rated, key=lambda t: (_epoch(t), t.last_result[OBJECTIVE]), default=None)
 
 
 @contextmanager

@@ -20,7 +20,6 @@ _RAY_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # Train runs appear in the dashboard
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, which says how to go on
-    "TUNE_GLOBAL_CHECKPOINT_S": "5",
 }
 _BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 
@@ -35,6 +34,7 @@ class Shape:
         gpus_per_worker: GPUs of each; may be a fraction.
         concurrent: trainings at a time.
         wait: seconds to wait for nodes that an autoscaler can add.
+        patience: seconds without a step after which a worker is taken for hung.
     """
 
     workers: int | None = None
@@ -42,16 +42,18 @@ class Shape:
     gpus_per_worker: float | None = None
     concurrent: int | None = None
     wait: float = 900.0
+    patience: float = 600.0
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a run takes: `concurrent` trainings of `workers` workers each."""
+    """What a run takes: `concurrent` trainings of `workers` workers each, at its start."""
 
     workers: int
     cpus_per_worker: float
     gpus_per_worker: float
     concurrent: int
+    patience: float = Shape.patience
 
     @property
     def per_worker(self) -> dict[str, float]:
@@ -117,7 +119,7 @@ def ray_cluster() -> Iterator[str]:
             )
         else:
             context = _attach(address, given)
-        _quiet_data()
+        quiet_data()
         if not context.dashboard_url:
             yield "not running"
         else:
@@ -198,10 +200,11 @@ def allot(shape: Shape, console: Console) -> Resources:
         shares = (  # as many whole CPUs as the nodes there are have room for
             Resources(workers, float(n), gpus_each, concurrent) for n in range(int(share), 1, -1)
         )
-        cpus_each = next((r.cpus_per_worker for r in shares if _fits(r)), cpus_each)
+        fitting = (r for r in shares if _places(r) >= workers * concurrent)
+        cpus_each = next((r.cpus_per_worker for r in fitting), cpus_each)
     if not cpus_each and not gpus_each:
         raise UserError("--cpus-per-worker 0: without a GPU a worker needs some of a CPU.")
-    chosen = Resources(workers, cpus_each, gpus_each, concurrent)
+    chosen = Resources(workers, cpus_each, gpus_each, concurrent, shape.patience)
 
     for name, each, option in (
         ("CPU", cpus_each, "--cpus-per-worker"),
@@ -214,10 +217,34 @@ def allot(shape: Shape, console: Console) -> Resources:
                 f"this Ray cluster has {now.get(name, 0):g} and can grow to "
                 f"{most.get(name, 0):g}; ask for fewer or add nodes."
             )
-    one = replace(chosen, concurrent=1)
-    if not _fits(one):
-        _await(one, shape.wait, console)
-    return chosen
+    if not _fits(chosen):
+        _await(chosen, shape.wait, console)
+    return replace(chosen, concurrent=shape.concurrent or room_for(chosen))
+
+
+def room_for(one: Resources) -> int:
+    """How many such trainings the cluster holds at a time, at least one.
+
+    It counts the nodes there are now, so that one which has grown is used, and those that an
+    autoscaler can add.
+    """
+    import ray
+
+    most = _ceiling(ray.cluster_resources()) if _autoscaler_limits() else {}
+    growing = [most.get(name, 0) / need for name, need in one.per_worker.items()]
+    places = max(_places(one), int(min(growing) + 1e-9))
+    return max(1, places // one.workers)
+
+
+def cluster_size() -> str:
+    """What the cluster has, for people."""
+    import ray
+
+    now = ray.cluster_resources()
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    gpus = f" and {now['GPU']:g} GPU{'s' * (now['GPU'] > 1)}" if now.get("GPU") else ""
+    where = f" on {nodes} nodes" if nodes > 1 else ""
+    return f"{now.get('CPU', 0):g} CPU{'s' * (now.get('CPU', 0) != 1)}{gpus}{where}"
 
 
 def refuse_local_storage_on_many_nodes(storage: str) -> None:
@@ -286,7 +313,8 @@ def _reason(error: BaseException) -> str:
     return f"{str(error).splitlines()[0].rstrip('.')}."
 
 
-def _quiet_data() -> None:
+def quiet_data() -> None:
+    """Keeps Ray Data's bars out of what this process prints."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
@@ -327,16 +355,21 @@ def _ceiling(now: Mapping[str, float]) -> dict[str, float]:
     return {name: max(now.get(name, 0), can_grow_to.get(name, 0)) for name in {*now, *can_grow_to}}
 
 
-def _fits(chosen: Resources) -> bool:
-    """Whether the alive nodes hold all the workers at a time, each bundle on one node."""
+def _fits(one: Resources) -> bool:
+    """Whether the alive nodes hold the workers of one training, each bundle on one node."""
+    return _places(one) >= one.workers
+
+
+def _places(one: Resources) -> int:
+    """How many such workers the alive nodes hold."""
     import ray
 
     places = 0
     for node in ray.nodes():
         if node["Alive"]:
-            counts = [node["Resources"].get(n, 0) / need for n, need in chosen.per_worker.items()]
+            counts = [node["Resources"].get(n, 0) / need for n, need in one.per_worker.items()]
             places += int(min(counts) + 1e-9)
-    return places >= chosen.workers * chosen.concurrent
+    return places
 
 
 def _await(chosen: Resources, wait: float, console: Console) -> None:

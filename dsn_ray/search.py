@@ -1,71 +1,286 @@
-"""Optuna and the scheduler under Ray Tune."""
+"""Who proposes a sweep's trials and who stops them: Optuna and the schedulers under Ray Tune."""
 
 import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
-from ray.tune.search.optuna import OptunaSearch
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    MedianStoppingRule,
+    TrialScheduler,
+)
+from ray.tune.search import Searcher
 
 from dsn_ray.space import Sampler, Space
 
+_ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+_FAILED, _TWIN_OF, _VALUES = "failed", "twin of", "values"
+_REPEATS = 50  # proposals in a row that were there before, after which a space counts as exhausted
 
-class SweepSearch(OptunaSearch):
-    """Optuna under Tune, told rightly how each trial ended.
 
-    Tune's own class reports a trial that a scheduler stopped as complete, with its early value, and
-    leaves one whose value is not a number running for ever. Here they are pruned and failed.
-    """
+class PacedSearcher(Searcher):
+    """Proposes trials for as long as the cluster has room for another one."""
 
-    def __init__(self, space: Space, metric: str, last_epoch: int) -> None:
-        """Prepares a study.
+    def __init__(self, room: Callable[[], int], metric: str | None = None) -> None:
+        """Asks `room` for the number of trials at a time whenever Tune wants another one."""
+        super().__init__(metric=metric, mode="max" if metric else None)
+        self._room = room
+        self._running: dict[str, dict[str, Any]] = {}
 
-        Args:
-            space: what varies, and who proposes.
-            metric: to be maximised.
-            last_epoch: a trial that ends before it was pruned.
-        """
-        super().__init__(
-            {name: parameter.to_optuna() for name, parameter in space.parameters.items()},
-            metric=metric,
-            mode="max",
-            points_to_evaluate=space.first,
-            sampler=_sampler(space.sampler),
-        )
-        self._last_epoch = last_epoch
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next trial's configuration, if there is one and room for it."""
+        if len(self._running) >= self._room():
+            return None
+        proposal = self._next()
+        if proposal is None:
+            return str(Searcher.FINISHED)
+        self._running[trial_id] = proposal
+        return proposal
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tells Optuna how a trial ended."""
-        value = (result or {}).get(str(self.metric))
-        if value is None or math.isnan(value):
-            super().on_trial_complete(trial_id, None, error=True)
-        elif not error and result and result["epoch"] < self._last_epoch:
-            self._ot_study.tell(self._ot_trials[trial_id], state=TrialState.PRUNED)
-            self._completed_trials.add(trial_id)
+        """Makes room."""
+        self._ended(self._running.pop(trial_id), result or {}, error)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Does nothing: what was proposed and how it ended is kept by the run itself."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Does nothing."""
+
+    @abstractmethod
+    def _next(self) -> dict[str, Any] | None:
+        """The next trial's configuration; None where there is none any more."""
+
+    def _ended(self, proposal: dict[str, Any], result: dict[str, Any], failed: bool) -> None:
+        """Learns from a trial's end."""
+
+
+class ListSearcher(PacedSearcher):
+    """Proposes what it was given, in order."""
+
+    def __init__(self, proposals: list[dict[str, Any]], room: Callable[[], int]) -> None:
+        """Takes the proposals."""
+        super().__init__(room)
+        self._left = list(proposals)
+
+    def _next(self) -> dict[str, Any] | None:
+        return self._left.pop(0) if self._left else None
+
+
+class StudySearcher(PacedSearcher):
+    """Optuna under Tune: an Optuna study in its own journal, told rightly how each trial ended.
+
+    A trial that a scheduler stopped is pruned, one whose value is no number has failed. The journal
+    is all that a later process needs to go on: trials that were under way are proposed again first,
+    by their old numbers, and those that failed once more. A setting that has been tried is told
+    its value, and not tried again.
+
+    Proposals are `{"number": from 1 on, "seed": of the training, "settings": by dotted name}`.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        space: Space,
+        trials: int,
+        metric: str,
+        last_epoch: int,
+        room: Callable[[], int],
+        first_seed: int = 0,
+    ) -> None:
+        """Takes up a study, new or not.
+
+        Args:
+            study: from `open_study`.
+            space: what varies.
+            trials: settings to try, those of the study included.
+            metric: to be maximised.
+            last_epoch: a trial that ends before it was pruned.
+            room: the number of trials that can run at a time.
+            first_seed: of the trainings of each setting.
+        """
+        super().__init__(room, metric)
+        self._study, self._space, self._trials = study, space, trials
+        self._last_epoch = last_epoch
+        self._seeds = range(first_seed, first_seed + space.budget.seeds)
+        for point in space.grid()[:trials] if space.sampler.name == "grid" else space.first:
+            study.enqueue_trial(point, skip_if_exists=True)
+        self._pending: list[tuple[FrozenTrial | optuna.Trial, int]] = []
+        for trial in study.get_trials(deepcopy=False):
+            if trial.state == TrialState.RUNNING:
+                self._pending += [(trial, seed) for seed in self._seeds_left(trial)]
+            elif trial.user_attrs.get(_FAILED) == "once":
+                self._again(trial)
+        self._budget = trials - sum(map(self._counts, study.get_trials(deepcopy=False)))
+
+    def _again(self, failed: FrozenTrial) -> None:
+        """Proposes a failed trial once more, in place of itself."""
+        self._study.enqueue_trial(failed.params)
+        self._study._storage.set_trial_user_attr(failed._trial_id, _FAILED, "and tried again")
+
+    @staticmethod
+    def _counts(trial: FrozenTrial) -> bool:
+        attributes = trial.user_attrs
+        return (
+            trial.state != TrialState.WAITING
+            and _TWIN_OF not in attributes
+            and attributes.get(_FAILED) != "and tried again"
+        )
+
+    def _seeds_left(self, trial: FrozenTrial | optuna.Trial) -> list[int]:
+        return [seed for seed in self._seeds if str(seed) not in _values(trial)]
+
+    def _next(self) -> dict[str, Any] | None:
+        if not self._pending:
+            proposed = self._propose()
+            if proposed is None:
+                return None
+            self._pending = [(proposed, seed) for seed in self._seeds]
+        trial, seed = self._pending.pop(0)
+        return {"number": trial.number + 1, "seed": seed, "settings": dict(trial.params)}
+
+    def _propose(self) -> optuna.Trial | None:
+        if self._budget <= 0:
+            return None
+        for _ in range(_REPEATS):
+            trial = self._study.ask()
+            self._space.propose(trial)
+            twin = next(self._ended_twins(trial), None)
+            if twin is None:
+                self._budget -= 1
+                return trial
+            trial.set_user_attr(_TWIN_OF, twin.number + 1)
+            for epoch, value in twin.intermediate_values.items():
+                trial.report(value, epoch)
+            values = twin.values if twin.state == TrialState.COMPLETE else None
+            self._study.tell(trial, values, state=twin.state)
+        self._budget = 0
+        return None
+
+    def _ended_twins(self, trial: optuna.Trial) -> Iterator[FrozenTrial]:
+        """Earlier trials of the same setting that came to an end, a divergence included."""
+        for other in self._study.get_trials(deepcopy=False, states=_ENDED):
+            if other.params == trial.params and _FAILED not in other.user_attrs:
+                yield other
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Tells Optuna an epoch's value."""
+        if len(self._seeds) == 1 and self.metric in result:
+            trial = self._trial(self._running[trial_id])
+            trial.report(float(result[self.metric]), result["epoch"])
+
+    def _trial(self, proposal: dict[str, Any]) -> optuna.Trial:
+        frozen = self._study.get_trials(deepcopy=False)[proposal["number"] - 1]
+        return optuna.Trial(self._study, frozen._trial_id)
+
+    def _ended(self, proposal: dict[str, Any], result: dict[str, Any], failed: bool) -> None:
+        trial = self._trial(proposal)
+        value = result.get(self.metric)
+        if failed or value is None:
+            trial.set_user_attr(_FAILED, "once")
+        elif len(self._seeds) == 1 and result["epoch"] < self._last_epoch and not math.isnan(value):
+            self._study.tell(trial, state=TrialState.PRUNED)
+            return
+        values = _values(trial) | {str(proposal["seed"]): None if failed else value}
+        trial.set_user_attr(_VALUES, values)
+        if self._seeds_left(trial):
+            return
+        mean = math.fsum(math.nan if v is None else v for v in values.values()) / len(values)
+        if math.isnan(mean):
+            self._study.tell(trial, state=TrialState.FAIL)
         else:
-            super().on_trial_complete(trial_id, result, error)
+            self._study.tell(trial, mean)
+
+
+def _values(trial: FrozenTrial | optuna.Trial) -> dict[str, float | None]:
+    """The values of a setting by seed, as far as they are known."""
+    return dict(trial.user_attrs.get(_VALUES, {}))
+
+
+def open_study(journal: Path, sampler: Sampler) -> optuna.Study:
+    """The study of a search, new or as it was left.
+
+    Args:
+        journal: a file of Optuna's journal storage, which Optuna's own tools open.
+        sampler: who proposes.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.create_study(
+        study_name="search",
+        storage=JournalStorage(JournalFileBackend(str(journal))),
+        sampler=_sampler(sampler),
+        direction="maximize",
+        load_if_exists=True,
+    )
+
+
+def best_setting(study: optuna.Study) -> dict[str, Any] | None:
+    """The setting of the best trial that came to its end; None where none did."""
+    if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        return None
+    return dict(study.best_trial.params)
+
+
+def settings_tried(study: optuna.Study) -> list[dict[str, Any]]:
+    """Every setting of the search but those that failed, in order."""
+    states = (TrialState.COMPLETE, TrialState.PRUNED)
+    return [
+        dict(trial.params)
+        for trial in study.get_trials(deepcopy=False, states=states)
+        if _TWIN_OF not in trial.user_attrs
+    ]
 
 
 def make_scheduler(space: Space, metric: str, epochs: int) -> TrialScheduler:
     """The scheduler that a space names, counting epochs rather than reports."""
-    if space.scheduler.name == "none":
-        return FIFOScheduler()
-    return ASHAScheduler(
-        time_attr="epoch",
-        metric=metric,
-        mode="max",
-        max_t=epochs,
-        grace_period=min(space.scheduler.grace_epochs, epochs),
-        reduction_factor=space.scheduler.reduction_factor,
-    )
+    common = {"time_attr": "epoch", "metric": metric, "mode": "max"}
+    grace = min(space.scheduler.grace_epochs, epochs)
+    if space.scheduler.name == "asha":
+        return ASHAScheduler(
+            **common,
+            max_t=epochs,
+            grace_period=grace,
+            reduction_factor=space.scheduler.reduction_factor,
+        )
+    if space.scheduler.name == "median":
+        return MedianStoppingRule(**common, grace_period=grace)
+    return FIFOScheduler()
+
+
+def remind(scheduler: TrialScheduler, study: optuna.Study, metric: str) -> None:
+    """Tells a new scheduler what the trials of an earlier process have reported."""
+    for past in study.get_trials(deepcopy=False):
+        if _TWIN_OF in past.user_attrs or not past.intermediate_values:
+            continue
+        trial = SimpleNamespace(trial_id=f"past-{past.number}")
+        scheduler.on_trial_add(None, trial)
+        for epoch, value in sorted(past.intermediate_values.items()):
+            if not math.isnan(value):
+                scheduler.on_trial_result(None, trial, {"epoch": epoch, metric: value})
 
 
 def _sampler(sampler: Sampler) -> optuna.samplers.BaseSampler:
-    if sampler.name == "random":
-        return optuna.samplers.RandomSampler(seed=sampler.seed)
-    return optuna.samplers.TPESampler(
-        seed=sampler.seed, n_startup_trials=sampler.startup_trials, multivariate=False
-    )
+    seed, startup = sampler.seed, sampler.startup_trials
+    match sampler.name:
+        case "tpe":
+            return optuna.samplers.TPESampler(
+                seed=seed, n_startup_trials=startup, multivariate=False
+            )
+        case "gp":
+            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup)
+        case "cmaes":
+            return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=startup)
+        case "qmc":
+            return optuna.samplers.QMCSampler(seed=seed, scramble=True)
+        case _:
+            return optuna.samplers.RandomSampler(seed=seed)

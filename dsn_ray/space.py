@@ -1,20 +1,20 @@
 """What a sweep varies: the schema of the files in `search_spaces/`."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from dsn_ray.config import Config, Section, explain, load_yaml
+from dsn_ray.config import RECIPES, Config, Place, Section, explain, load_yaml
 from dsn_ray.errors import UserError
 
 if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
+    from optuna.trial import Trial
 
-
-_PREPARED_ONCE = (
+PREPARED_ONCE = (
     "data.px",
     "data.semantics",
     "data.teacher_px",
@@ -23,7 +23,7 @@ _PREPARED_ONCE = (
     "network.backbone",
     "network.weights",
 )
-
+"""Settings that decide how the pictures of a data set are prepared for its trainings."""
 
 _SAME_FOR_ALL = ("data.validation_classes", "data.validation_seed", "train.epochs")
 
@@ -31,14 +31,16 @@ _SAME_FOR_ALL = ("data.validation_classes", "data.validation_seed", "train.epoch
 class Parameter(Section):
     """The distribution of one setting."""
 
-    distribution: Literal["uniform", "loguniform", "int", "logint", "categorical"]
+    distribution: Literal["uniform", "loguniform", "int", "logint", "categorical"] = "categorical"
     """How values are drawn."""
     low: float | None = None
     """Least value; not for categorical."""
     high: float | None = None
     """Greatest value, included; not for categorical."""
     choices: list[Any] | None = Field(None, min_length=1)
-    """The values of a categorical setting."""
+    """The values of a categorical setting, and of a grid."""
+    when: dict[str, Any] = Field(default_factory=dict)
+    """Values of earlier parameters with which this one is drawn; else it keeps its usual value."""
 
     @model_validator(mode="after")
     def _check(self) -> "Parameter":
@@ -72,96 +74,210 @@ class Parameter(Section):
         low, high = self.extremes()
         return bool(low <= value <= high)
 
-    def to_optuna(self) -> "BaseDistribution":
-        """The distribution as Optuna knows it."""
-        from optuna import distributions
+    def is_drawn(self, settings: Mapping[str, Any]) -> bool:
+        """Whether its conditions hold in a setting that has its earlier parameters."""
+        return all(name in settings and settings[name] == v for name, v in self.when.items())
 
+    def draw(self, trial: "Trial", name: str) -> Any:
+        """A value that Optuna's sampler proposes."""
         if self.choices is not None:
-            return distributions.CategoricalDistribution(self.choices)
+            return trial.suggest_categorical(name, self.choices)
         low, high = self.extremes()
         log = self.distribution.startswith("log")
         if self.distribution.endswith("int"):
-            return distributions.IntDistribution(low, high, log=log)
-        return distributions.FloatDistribution(low, high, log=log)
+            return trial.suggest_int(name, low, high, log=log)
+        return trial.suggest_float(name, low, high, log=log)
 
 
 class Sampler(Section):
     """Who proposes the next setting."""
 
-    name: Literal["tpe", "random"] = "tpe"
-    """Optuna's tree-structured Parzen estimator, or random search."""
+    name: Literal["tpe", "gp", "cmaes", "qmc", "random", "grid"] = "tpe"
+    """Optuna's tree-structured Parzen estimator, Gaussian process, covariance matrix adaptation
+    (ranges only), quasi-random or random points; or every combination of the choices."""
     seed: int = 0
     """The same seed proposes the same settings, one trial at a time."""
     startup_trials: int = Field(5, ge=1)
-    """Random trials before TPE starts to learn from results."""
+    """Random trials before TPE, GP or CMA-ES starts to learn from results."""
 
 
 class Scheduler(Section):
     """Who stops hopeless trials."""
 
-    name: Literal["asha", "none"] = "asha"
-    """Asynchronous successive halving over epochs, or nobody."""
+    name: Literal["asha", "median", "none"] = "asha"
+    """Asynchronous successive halving over epochs; the median of the other trials; or nobody."""
     grace_epochs: int = Field(1, ge=1)
     """Epochs that every trial may run."""
     reduction_factor: float = Field(2, gt=1)
-    """Of the trials at a rung, one in so many goes on."""
+    """Of the trials at a rung of successive halving, one in so many goes on."""
 
 
 class Budget(Section):
-    """How much a sweep may cost."""
+    """How much the search may cost."""
 
-    trials: int = Field(ge=1)
-    """Number of settings tried."""
+    trials: int | None = Field(None, ge=1)
+    """Number of settings tried; a grid tries all of its own."""
+    seeds: int = Field(1, ge=1)
+    """Trainings of each setting, whose mean counts."""
+
+
+class Final(Section):
+    """What is trained on all seen classes of each data set, and rated on the unseen ones."""
+
+    settings: Literal["best", "all"] = "best"
+    """The best setting of the search, or all of them, though none is chosen by that."""
+    seeds: int | None = Field(None, ge=1)
+    """Trainings of each on each data set; none for 3, or 1 on the embedded data."""
 
 
 class Space(Section):
-    """A sweep: what varies, who proposes, who stops, and how much."""
+    """A sweep: what varies, who proposes, who stops, and how much.
 
-    parameters: dict[str, Parameter] = Field(min_length=1)
+    It either searches among `parameters`, or compares `variants` in the final job alone.
+    """
+
+    parameters: dict[str, Parameter] = Field(default_factory=dict)
     """Distributions by dotted setting name."""
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Settings by the name of what is compared; the first is what the others are compared with.
+    `recipe` among them starts from a recipe."""
     first: list[dict[str, Any]] = Field(default_factory=list)
     """Settings tried before the sampler proposes any; each names every parameter."""
     sampler: Sampler = Sampler()
     scheduler: Scheduler = Scheduler()
-    budget: Budget
+    budget: Budget = Budget()
+    final: Final = Final()
     set: dict[str, Any] = Field(default_factory=dict)
     """Settings that this sweep fixes, by dotted name; `--set` overrides them."""
 
-    def check(self, config: Config, where: str) -> None:
+    @property
+    def varied(self) -> dict[str, None]:
+        """The names of all settings that differ between trials, in order."""
+        among = [name for settings in self.variants.values() for name in settings]
+        return dict.fromkeys([*self.parameters, *among])
+
+    @property
+    def trials(self) -> int:
+        """Settings that the search tries."""
+        if self.sampler.name == "grid" and self.parameters:
+            return min(len(self.grid()), self.budget.trials or len(self.grid()))
+        return self.budget.trials or 0
+
+    def grid(self) -> list[dict[str, Any]]:
+        """Every combination of the choices; a parameter whose conditions fail is left out."""
+        points = []
+        for values in product(*(p.choices or [] for p in self.parameters.values())):
+            point: dict[str, Any] = {}
+            for (name, parameter), value in zip(self.parameters.items(), values, strict=True):
+                if parameter.is_drawn(point):
+                    point[name] = value
+            if point not in points:
+                points.append(point)
+        return points
+
+    def propose(self, trial: "Trial") -> dict[str, Any]:
+        """A setting, drawn by Optuna's sampler in the order of the parameters."""
+        point: dict[str, Any] = {}
+        for name, parameter in self.parameters.items():
+            if parameter.is_drawn(point):
+                point[name] = parameter.draw(trial, name)
+        return point
+
+    def check(self, config: Config, place: Place) -> None:
         """Checks that every value the sweep may propose is one that the configuration allows.
 
         Raises:
-            UserError: If a name is unknown, a value is not allowed, or a first setting is not one
-                value for each parameter.
+            UserError: If a name is unknown, a value is not allowed, or the parts do not go
+                together.
         """
-        config.with_settings(self.set, f"{where}: set")
-        for name in self.set.keys() & self.parameters.keys():
-            raise UserError(f"{where}: {name} stands under both set and parameters; choose one.")
+        for complaint, *keys in self._complaints():
+            raise UserError(f"{place.at(*keys)}: {': '.join(map(str, keys))}: {complaint}.")
+        for name, value in self.set.items():
+            config.with_settings({name: value}, f"{place.at('set', name)}: set")
         for name, parameter in self.parameters.items():
-            if name in _PREPARED_ONCE:
-                raise UserError(
-                    f"{where}: parameters: {name} cannot vary, because the pictures are prepared "
-                    "with it once for all trials; fix it under set."
-                )
             for value in parameter.extremes():
-                config.with_settings({name: value}, f"{where}: parameters")
+                where = f"{place.at('parameters', name)}: parameters"
+                config.with_settings({name: value}, where)
+        for number, point in enumerate(self.first):
+            config.with_settings(point, f"{place.at('first', number)}: first")
+        for label, settings in self.variants.items():
+            config.with_settings(
+                {name: value for name, value in settings.items() if name != "recipe"},
+                f"{place.at('variants', label)}: variants: {label}",
+            )
+
+    def _complaints(self) -> Iterator[tuple[str | int, ...]]:
+        """What does not go together: a complaint, and the keys of what it is about."""
+        if bool(self.parameters) == bool(self.variants):
+            yield "either parameters to search or variants to compare are needed", "parameters"
+        for name in self.set.keys() & self.varied.keys():
+            yield f"{name} varies, and cannot be fixed here too; choose one", "set", name
+        yield from self._wrong_parameters()
+        yield from self._wrong_points()
+        for label, settings in self.variants.items():
+            if (recipe := settings.get("recipe", "paper")) not in RECIPES:
+                yield f"recipe {recipe} is none of {', '.join(RECIPES)}", "variants", label
+            if "train.seed" in settings:
+                yield "train.seed is counted up by final.seeds", "variants", label
+        if self.parameters and not self.trials:
+            yield "trials is missing, the number of settings tried", "budget"
+        if self.budget.seeds > 1 and self.scheduler.name != "none":
+            yield "with several seeds of a setting no scheduler can stop it; use none", "scheduler"
+
+    def _wrong_parameters(self) -> Iterator[tuple[str | int, ...]]:
+        earlier: list[str] = []
+        sampler = self.sampler.name
+        for name, parameter in self.parameters.items():
+            if name in PREPARED_ONCE:
+                yield (
+                    f"{name} cannot vary, because the pictures are prepared with it once for all "
+                    "trials; fix it under set, or compare variants",
+                    *("parameters", name),
+                )
             if name in _SAME_FOR_ALL:
-                raise UserError(
-                    f"{where}: parameters: {name} cannot vary, because trials with different ones "
-                    "cannot be compared; fix it under set."
+                yield (
+                    f"{name} cannot vary, because trials with different ones cannot be compared; "
+                    "fix it under set",
+                    *("parameters", name),
                 )
-        for point in self.first:
-            if point.keys() != self.parameters.keys():
-                raise UserError(
-                    f"{where}: first: each setting must name {', '.join(self.parameters)}, not "
-                    f"{', '.join(point) or 'nothing'}."
+            if name == "train.seed":
+                yield "budget.seeds is the number of seeds", "parameters", name
+            for condition, value in parameter.when.items():
+                if condition not in earlier:
+                    allowed = ", ".join(earlier) or "none"
+                    yield (
+                        f"{condition} is no earlier parameter; these are {allowed}",
+                        *("parameters", name, "when"),
+                    )
+                elif not self.parameters[condition].contains(value):
+                    yield (
+                        f"{condition} is never {value}, but one of "
+                        f"{self.parameters[condition].extremes()}",
+                        *("parameters", name, "when"),
+                    )
+            if sampler == "grid" and parameter.choices is None:
+                yield "a grid takes choices, not a range", "parameters", name
+            if sampler == "cmaes" and (parameter.choices is not None or parameter.when):
+                yield "CMA-ES takes ranges, without conditions", "parameters", name
+            earlier.append(name)
+
+    def _wrong_points(self) -> Iterator[tuple[str | int, ...]]:
+        if self.first and self.sampler.name == "grid":
+            yield "a grid has its own order", "first"
+        for number, point in enumerate(self.first):
+            drawn = {name: None for name, p in self.parameters.items() if p.is_drawn(point)}
+            if point.keys() != drawn.keys():
+                yield (
+                    f"each setting must name {', '.join(drawn)}, not "
+                    f"{', '.join(point) or 'nothing'}",
+                    *("first", number),
                 )
-            config.with_settings(point, f"{where}: first")
             for name, value in point.items():
-                if not self.parameters[name].contains(value):
-                    raise UserError(
-                        f"{where}: first: {name}={value} lies outside its own distribution, "
-                        f"{self.parameters[name].extremes()}."
+                if name in drawn and not self.parameters[name].contains(value):
+                    yield (
+                        f"{name}={value} lies outside its own distribution, "
+                        f"{self.parameters[name].extremes()}",
+                        *("first", number),
                     )
 
 
@@ -171,12 +287,12 @@ def load_space(path: Path) -> Space:
     Raises:
         UserError: If it cannot be read, or anything in it is not allowed.
     """
-    tree = load_yaml(path)
+    tree, place = load_yaml(path)
     try:
         space = Space.model_validate(tree)
     except ValidationError as error:
-        raise UserError(explain(error, str(path), Space)) from None
-    space.check(Config(), str(path))
+        raise UserError(explain(error, place, Space)) from None
+    space.check(Config(), place)
     return space
 
 

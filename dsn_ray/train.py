@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ import numpy as np
 from dsn_ray import cli
 from dsn_ray.config import Config
 from dsn_ray.errors import UserError
+from dsn_ray.space import PREPARED_ONCE
 
 if TYPE_CHECKING:
     import ray
@@ -118,6 +119,48 @@ def load_training_data(
     return shards, data
 
 
+class Shelf:
+    """The data sets of a run, each loaded once for all trainings that prepare it alike.
+
+    Attributes:
+        shards: of each data set that was loaded.
+    """
+
+    def __init__(
+        self,
+        found: "Mapping[str, Source | Shards]",
+        roots: Mapping[str, str | None],
+        console: "Console",
+    ) -> None:
+        """Loads nothing yet.
+
+        Args:
+            found: the data sets by name.
+            roots: where they were read from; None for the embedded ones.
+            console: says what each holds.
+        """
+        self._found, self._roots, self._console = found, roots, console
+        self._loaded: dict[tuple[Any, ...], TrainingData] = {}
+        self.shards: dict[str, Shards] = {}
+
+    def data(self, name: str, config: Config) -> TrainingData:
+        """A data set as a training wants it.
+
+        Raises:
+            UserError: As `load_training_data`.
+        """
+        settings = config.model_dump(mode="json")
+        keys = (setting.split(".") for setting in PREPARED_ONCE)
+        prepared = [settings[section][key] for section, key in keys]
+        wanted = (name, config.train.keep == "best_seen", *prepared)
+        if wanted not in self._loaded:
+            shards, data = load_training_data(
+                self._found[name], self._roots[name], config, self._console
+            )
+            self.shards[name], self._loaded[wanted] = shards, data
+        return self._loaded[wanted]
+
+
 def fit(
     config: Config,
     data: TrainingData,
@@ -161,6 +204,7 @@ def fit(
             "threads": resources.threads,
             "decoders": resources.decoders,
             "validate": validate,
+            "patience": resources.patience,
         },
         # NCCL refuses two workers on one GPU.
         torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker >= 1 else "gloo"),

@@ -4,31 +4,36 @@ Examples:
     python -m dsn_ray.tune --space search_spaces/lambdas.yaml
     python -m dsn_ray.tune --space search_spaces/lambdas.yaml \
         --data sketchy=DIR --data tuberlin=DIR --name first
-    python -m dsn_ray.tune --space search_spaces/lambdas.yaml --name first --resume
+    python -m dsn_ray.tune --name first --resume
+    python -m dsn_ray.tune --space search_spaces/ablation.yaml --data sketchy=DIR --dry-run
 """
 
 import argparse
-import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsn_ray import cli
-from dsn_ray.config import DEMONSTRATION, Config, parse_settings
+from dsn_ray.config import DEMONSTRATION, Config, Place, parse_settings, recipe_settings
 from dsn_ray.errors import UserError
 from dsn_ray.space import Space, describe, load_space
 
 if TYPE_CHECKING:
+    import optuna
     from rich.console import Console
 
+    from dsn_ray.data.catalog import Source
+    from dsn_ray.data.shards import Shards
     from dsn_ray.runtime import Resources, Shape
     from dsn_ray.train import TrainingData
 
 Data = tuple[str, str | None]
 EMBEDDED: tuple[Data, ...] = (("openmoji-nature", None), ("openmoji-things", None))
 EMBEDDED_TRIALS = 8
+SEEDS = 3
 SMOKE_TEST: dict[str, Any] = {
     "data.px": 32,
     "data.teacher_px": 32,
@@ -48,21 +53,56 @@ class Sweep:
         space: what varies.
         config: what does not, on the first data set.
         others: settings by dotted name that another data set has otherwise, as recipes may say.
+        variants: of each variant and data set, the settings that differ from `config`.
         data: data sets; the first is tuned on, all are in the final job.
-        trials: settings tried.
-        seeds: trainings per data set in the final job.
+        trials: settings that the search tries.
+        seeds: trainings of a setting on each data set in the final job.
     """
 
     space: Space
     config: Config
     others: dict[str, dict[str, Any]]
+    variants: dict[str, dict[str, dict[str, Any]]]
     data: tuple[Data, ...]
     trials: int
     seeds: int
 
-    def config_on(self, data: str) -> Config:
+    def config_on(self, data: str, variant: str | None = None) -> Config:
         """The configuration on a data set."""
-        return self.config.with_settings(self.others.get(data, {}))
+        differs = self.variants[variant] if variant else self.others
+        return self.config.with_settings(differs.get(data, {}))
+
+    def finalists(
+        self, tried: Iterable[dict[str, Any]]
+    ) -> list[tuple[str, dict[str, Any], dict[str, Config]]]:
+        """What the final job trains: of each its name, its settings, its configurations.
+
+        Args:
+            tried: the best setting of the search, or all of them; none where variants are compared.
+        """
+        names = [name for name, _ in self.data]
+        if self.space.variants:
+            return [
+                (label, settings, {name: self.config_on(name, label) for name in names})
+                for label, settings in self.space.variants.items()
+            ]
+        several = self.space.final.settings == "all"
+        return [
+            (
+                describe(settings) if several else "",
+                settings,
+                {name: self.config_on(name).with_settings(settings) for name in names},
+            )
+            for settings in tried
+        ]
+
+    def configs(self) -> Iterator[tuple[str, Config]]:
+        """The data set and the configuration of all kinds of trainings, the search's first."""
+        for name, _ in self.data:
+            if not self.space.variants:
+                yield name, self.config_on(name)
+            for label in self.space.variants:
+                yield name, self.config_on(name, label)
 
     def tree(self) -> dict[str, Any]:
         """What `config.yaml` holds."""
@@ -72,6 +112,7 @@ class Sweep:
             "seeds": self.seeds,
             "config": self.config.model_dump(mode="json"),
             "others": self.others,
+            "variants": self.variants,
             "space": self.space.model_dump(mode="json"),
         }
 
@@ -82,10 +123,50 @@ class Sweep:
             space=Space.model_validate(tree["space"]),
             config=Config.model_validate(tree["config"]),
             others=tree["others"],
+            variants=tree["variants"],
             data=tuple(tree["data"].items()),
             trials=tree["trials"],
             seeds=tree["seeds"],
         )
+
+
+def make_sweep(
+    space: Space,
+    data: Sequence[Data],
+    config_on: Callable[[str, str | None, Mapping[str, Any]], Config],
+    trials: int | None,
+    seeds: int | None,
+) -> Sweep:
+    """Fills in what a sweep's options leave open.
+
+    Args:
+        space: what varies.
+        data: name and folder of each data set.
+        config_on: the configuration on a data set, from a recipe (None for the usual one) and with
+            some settings.
+        trials: settings to try; None for the space's budget, at most 8 on the embedded data.
+        seeds: in the final job; None for what the space says, else 3, on the embedded data 1.
+    """
+    names = [name for name, _ in data]
+    embedded = _is_embedded(data)
+    config = config_on(names[0], None, {})
+    others = {name: config_on(name, None, {}).unlike(config) for name in names[1:]}
+    variants = {}
+    for label, settings in space.variants.items():
+        own = {name: value for name, value in settings.items() if name != "recipe"}
+        on = {name: config_on(name, settings.get("recipe"), own).unlike(config) for name in names}
+        variants[label] = on
+    if space.parameters and not trials:
+        trials = min(space.trials, EMBEDDED_TRIALS if embedded else sys.maxsize)
+    return Sweep(
+        space=space,
+        config=config,
+        others={name: differs for name, differs in others.items() if differs},
+        variants=variants,
+        data=tuple(data),
+        trials=min(trials or 0, space.trials) if space.sampler.name == "grid" else trials or 0,
+        seeds=seeds or space.final.seeds or (1 if embedded else SEEDS),
+    )
 
 
 def run_sweep(
@@ -95,7 +176,7 @@ def run_sweep(
     name: str | None = None,
     config: Config | None = None,
     trials: int | None = None,
-    seeds: int = 1,
+    seeds: int | None = None,
     storage: str | None = None,
     **shape: Any,
 ) -> Path:
@@ -108,7 +189,8 @@ def run_sweep(
         config: what does not vary; by default the paper's, or the demonstration's for its data,
             with what the space sets.
         trials: settings to try; by default the space's budget, at most 8 on the embedded data.
-        seeds: trainings per data set in the final job.
+        seeds: trainings of a setting on each data set in the final job; by default what the space
+            says, else 3, or 1 on the embedded data.
         storage: folder or URL that holds runs; None for `runs` in the working folder.
         shape: fields of `dsn_ray.runtime.Shape`.
 
@@ -117,15 +199,26 @@ def run_sweep(
 
     Raises:
         UserError: If something given cannot be used.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from dsn_ray import run_sweep
+        >>> from dsn_ray.space import load_space
+        >>> space = load_space(Path("search_spaces/lambdas.yaml"))
+        >>> run_sweep(space, [("sketchy", "Sketchy")], trials=4, workers=1)  # doctest: +SKIP
     """
     from dsn_ray.runtime import Shape
 
+    space.check(Config(), Place("space"))
     usual = DEMONSTRATION if _is_embedded(data) else {}
-    base = config or Config().with_settings({**usual, **space.set})
-    count = trials or _usual_trials(space, data)
-    return _start(
-        Sweep(space, base, {}, tuple(data), count, seeds), name, "sweep", storage, Shape(**shape)
-    )
+
+    def config_on(name: str, recipe: str | None, own: Mapping[str, Any]) -> Config:
+        start = config or Config().with_settings({**usual, **space.set})
+        of_recipe = recipe_settings(recipe, name) if recipe else {}
+        return start.with_settings({**of_recipe, **own})
+
+    sweep = make_sweep(space, data, config_on, trials, seeds)
+    return _start(sweep, name, "sweep", storage, Shape(**shape))
 
 
 def _start(sweep: Sweep, name: str | None, stem: str, storage: str | None, shape: "Shape") -> Path:
@@ -135,137 +228,168 @@ def _start(sweep: Sweep, name: str | None, stem: str, storage: str | None, shape
     return run.folder
 
 
-def _usual_trials(space: Space, data: Sequence[Data]) -> int:
-    return min(space.budget.trials, EMBEDDED_TRIALS if _is_embedded(data) else sys.maxsize)
-
-
 def _is_embedded(data: Sequence[Data]) -> bool:
     return all(root is None for _, root in data)
 
 
-def _run(sweep: Sweep, run: cli.Run, shape: "Shape") -> None:
+def _run(sweep: Sweep, run: cli.Run, shape: "Shape", final_only: bool = False) -> None:
     """Runs or resumes a sweep in its folder."""
-    with cli.resumable("dsn_ray.tune", run, shape):
-        _sweep(sweep, run, shape)
+    with cli.resumable("dsn_ray.tune", run, shape, ["--final-only"] * final_only):
+        _sweep(sweep, run, shape, final_only)
 
 
-def _sweep(sweep: Sweep, run: cli.Run, shape: "Shape") -> None:
+def _check(sweep: Sweep, found: "Mapping[str, Source | Shards]", workers: int) -> None:
+    """Checks every kind of training that the sweep has.
+
+    Raises:
+        UserError: If one of them cannot be.
+    """
+    from dsn_ray.train import check_fits
+
+    for number, (name, config) in enumerate(sweep.configs()):
+        searched = number == 0 and bool(sweep.trials)
+        check_fits(config, found[name].seen_classes, workers, validate=searched)
+
+
+def _sweep(sweep: Sweep, run: cli.Run, shape: "Shape", final_only: bool) -> None:
     from dsn_ray.data.shards import locate
-    from dsn_ray.final import FinalResults, final_job, final_table
-    from dsn_ray.runtime import allot, ray_cluster, refuse_local_storage_on_many_nodes
-    from dsn_ray.train import check_fits, check_weights, load_training_data
+    from dsn_ray.final import FinalResults, candidates_of, final_job
+    from dsn_ray.runtime import (
+        allot,
+        cluster_size,
+        ray_cluster,
+        refuse_local_storage_on_many_nodes,
+        room_for,
+    )
+    from dsn_ray.search import best_setting, open_study, settings_tried
+    from dsn_ray.tables import final_table
+    from dsn_ray.train import Shelf, check_weights
 
-    found = [locate(name, root) for name, root in sweep.data]
-    configs = [sweep.config_on(name) for name, _ in sweep.data]
-
-    def check(workers: int) -> None:
-        for data, config in zip(found, configs, strict=True):
-            check_fits(config, data.seen_classes, workers, validate=data is found[0])
-
-    check(shape.workers or 1)
-    check_weights(sweep.config)
+    found = {name: locate(name, root) for name, root in sweep.data}
+    _check(sweep, found, shape.workers or 1)
+    for _, config in sweep.configs():
+        check_weights(config)
+    journal = run.folder / "study.journal"
+    if final_only and not sweep.space.variants and not journal.exists():
+        raise UserError("--final-only: no trial of this run has come to its end.")
     random_weights = sweep.config.network.weights == "none"
     with cli.quiet_log("ray", run.folder) as console:
         with ray_cluster() as dashboard:
             console.print(f"Ray dashboard: {dashboard}", soft_wrap=True)
             resources = allot(shape, console)
-            check(resources.workers)
+            room = (
+                partial(int, shape.concurrent) if shape.concurrent else partial(room_for, resources)
+            )
+            _check(sweep, found, resources.workers)
             refuse_local_storage_on_many_nodes(run.storage)
-            console.print(f"Running {resources}.")
+            console.print(
+                f"Running {resources}; this cluster has {cluster_size()}.", soft_wrap=True
+            )
             if _is_embedded(sweep.data):
+                tries = f" and {sweep.trials} trials" if sweep.trials else ""
                 console.print(
                     "This is the embedded OpenMoji demonstration data, with small pictures, "
-                    f"{sweep.config.network.backbone} and {sweep.trials} trials.",
+                    f"{sweep.config.network.backbone}{tries}.",
                     soft_wrap=True,
                 )
             if random_weights:
                 console.print(cli.RANDOM_WEIGHTS)
-            roots = [root for _, root in sweep.data]
-            datasets = [
-                load_training_data(data, root, config, console)
-                for data, root, config in zip(found, roots, configs, strict=True)
-            ]
+            shelf = Shelf(found, dict(sweep.data), console)
+            for name, config in sweep.configs():
+                shelf.data(name, config)
             results = FinalResults(run.folder / "final.json")
-            if results.setting is None:
-                results.setting = _search(sweep, run, datasets[0][1], resources, console)
-                results.save()
-            console.print(f"Best setting: {describe(results.setting)}")
-            best = [config.with_settings(results.setting) for config in configs]
-            final_job(
-                zip(best, datasets, strict=True),
-                sweep.seeds,
-                resources,
-                f"{run.storage}/final",
-                results,
-                console,
-            )
-            results.finish()
-        console.print(final_table(results, [shards for shards, _ in datasets], random_weights))
+            tried: list[dict[str, Any]] = []
+            if not sweep.space.variants:
+                study = open_study(journal, sweep.space.sampler)
+                if not final_only:
+                    data = shelf.data(*next(sweep.configs()))
+                    _search(sweep, run, study, data, resources, room, console)
+                results.setting = best_setting(study)
+                if results.setting is None:
+                    raise UserError("--final-only: no trial of this run has come to its end.")
+                console.print(f"Best setting: {describe(results.setting)}")
+                every = sweep.space.final.settings == "all"
+                tried = settings_tried(study) if every else [results.setting]
+            candidates = candidates_of(sweep.finalists(tried), sweep.seeds)
+            try:
+                final_job(candidates, shelf, resources, room, run.storage, results, console)
+                results.finish()
+            finally:
+                missing = sum(not results.has(one) for one in candidates)
+                if results.rows:
+                    console.print(
+                        final_table(
+                            results.rows,
+                            results.untrained,
+                            list(shelf.shards.values()),
+                            random_weights,
+                            missing,
+                        )
+                    )
         console.print(str(run.folder), soft_wrap=True)
 
 
 def _search(
-    sweep: Sweep, run: cli.Run, data: "TrainingData", resources: "Resources", console: "Console"
-) -> dict[str, Any]:
-    """Runs the trials; returns the best setting."""
+    sweep: Sweep,
+    run: cli.Run,
+    study: "optuna.Study",
+    data: "TrainingData",
+    resources: "Resources",
+    room: Callable[[], int],
+    console: "Console",
+) -> None:
+    """Runs the trials that the study does not have yet.
+
+    Raises:
+        UserError: If every trial diverged.
+        RuntimeError: If none came to its end.
+    """
     from ray import tune
 
-    from dsn_ray.progress import SweepProgress
-    from dsn_ray.search import SweepSearch, make_scheduler
+    from dsn_ray.progress import SearchProgress
+    from dsn_ray.search import StudySearcher, best_setting, make_scheduler, remind
+    from dsn_ray.trials import Retention, folder_of, run_trials
     from dsn_ray.worker import OBJECTIVE
 
-    epochs = sweep.config.train.epochs
-    trainable = tune.with_resources(
-        tune.with_parameters(
-            _trial,
-            config=sweep.config,
-            data=data,
-            resources=resources,
-            storage=f"{run.storage}/trials",
-        ),
-        {"node:__internal_head__": 0.001},
-    )
-    progress = SweepProgress(console, run.folder / "trials.jsonl", sweep.trials, epochs)
-    state = f"{run.storage}/tune"
-    run_config = tune.RunConfig(
-        name="tune",
-        storage_path=run.storage,
-        callbacks=[progress],
-        failure_config=tune.FailureConfig(max_failures=1),
-        verbose=0,
-    )
-    if tune.Tuner.can_restore(state):
-        tuner = tune.Tuner.restore(state, trainable=trainable, resume_errored=True)
-        tuner._local_tuner._run_config.callbacks = [progress]
-    else:
-        tuner = tune.Tuner(
-            trainable,
-            tune_config=tune.TuneConfig(
-                search_alg=SweepSearch(sweep.space, OBJECTIVE, epochs),
-                scheduler=make_scheduler(sweep.space, OBJECTIVE, epochs),
-                num_samples=sweep.trials,
-                max_concurrent_trials=resources.concurrent,
-            ),
-            run_config=run_config,
-        )
+    epochs, seed = sweep.config.train.epochs, sweep.config.train.seed
+    searcher = StudySearcher(study, sweep.space, sweep.trials, OBJECTIVE, epochs, room, seed)
+    scheduler = make_scheduler(sweep.space, OBJECTIVE, epochs)
+    remind(scheduler, study, OBJECTIVE)
+    best = None
+    if best_setting(study) is not None:
+        trial = study.best_trial
+        best = trial.values[0], folder_of({"number": trial.number + 1, "seed": seed})
+    planned = sweep.trials * sweep.space.budget.seeds
+    progress = SearchProgress(console, run.folder / "trials.jsonl", planned, epochs)
+    storage = f"{run.storage}/trials"
     with progress:
-        grid = tuner.fit()
-    finished = [r for r in grid if r.metrics and r.metrics.get("epoch", 0) >= epochs]
-    rated = [r for r in finished if not math.isnan(r.metrics.get(OBJECTIVE, math.nan))]
-    if not rated and not grid.errors:
-        raise UserError(
-            "Every trial diverged: their losses are no numbers any more. A lower optimizer.lr "
-            f"({sweep.config.optimizer.lr:g}) may help."
+        ended = run_trials(
+            tune.with_parameters(
+                _trial, config=sweep.config, data=data, resources=resources, storage=storage
+            ),
+            searcher,
+            scheduler,
+            [progress, Retention(storage, epochs, best)],
+            run.storage,
+            "tune-search",
         )
-    if not rated:
-        raise RuntimeError("no trial came to its end") from next(iter(grid.errors), None)
-    best = max(rated, key=lambda result: float(result.metrics[OBJECTIVE]))
-    chosen: dict[str, Any] = dict(best.config)
-    return chosen
+    if progress.stopped_early:
+        console.print(
+            f"{progress.stopped_early} trials were stopped early: {progress.epochs_run} epochs "
+            f"were run instead of {planned * epochs}."
+        )
+    if best_setting(study) is not None:
+        return
+    if ended.errors:
+        raise RuntimeError("no trial came to its end") from ended.errors[0]
+    raise UserError(
+        "Every trial diverged: their losses are no numbers any more. A lower optimizer.lr "
+        f"({sweep.config.optimizer.lr:g}) may help."
+    )
 
 
 def _trial(
-    settings: dict[str, Any],
+    proposal: dict[str, Any],
     *,
     config: Config,
     data: "TrainingData",
@@ -273,17 +397,17 @@ def _trial(
     storage: str,
 ) -> None:
     """One trial: a training with some settings, validated after each epoch."""
-    from ray import tune
     from ray.tune.integration.ray_train import TuneReportCallback
 
     from dsn_ray.train import fit
+    from dsn_ray.trials import folder_of
 
     fit(
-        config.with_settings(settings),
+        config.with_settings({**proposal["settings"], "train.seed": proposal["seed"]}),
         data,
         resources,
         storage,
-        tune.get_context().get_trial_id(),
+        folder_of(proposal),
         validate=True,
         callbacks=[TuneReportCallback()],
     )
@@ -295,8 +419,14 @@ def _arguments() -> argparse.ArgumentParser:
     cli.add_data_argument(parser)
     cli.add_config_arguments(parser)
     parser.add_argument("--trials", type=int, metavar="N", help="instead of the space's budget")
-    parser.add_argument("--seeds", type=int, metavar="N", help="of the final job (1)")
+    parser.add_argument(
+        "--seeds", type=int, metavar="N", help="of the final job (3, on the embedded data 1)"
+    )
     cli.add_run_arguments(parser)
+    parser.add_argument(
+        "--final-only", action="store_true", help="with --resume: the final job, no more trials"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would run, start nothing")
     parser.add_argument("--smoke-test", action="store_true", help="seconds per trial")
     cli.add_shape_arguments(parser)
     return parser
@@ -307,20 +437,19 @@ def _asked(parsed: argparse.Namespace) -> Sweep:
         raise UserError("--space is needed, as in --space search_spaces/lambdas.yaml.")
     space = load_space(parsed.space)
     for name in parse_settings(parsed.settings):
-        if name in space.parameters:
+        if name in space.varied:
             raise UserError(f"--set {name}: {parsed.space} varies it; take it out of there first.")
     data = tuple(cli.parse_data(parsed.data)) or EMBEDDED
-    embedded = _is_embedded(data)
-    layers = {**space.set, **(SMOKE_TEST if parsed.smoke_test else {})}
-    config, *others = (cli.config_of(parsed, name, embedded, layers) for name, _ in data)
-    unlike = {
-        name: found
-        for (name, _), other in zip(data[1:], others, strict=True)
-        if (found := other.unlike(config))
-    }
-    usual = SMOKE_TRIALS if parsed.smoke_test else _usual_trials(space, data)
-    trials = parsed.trials or usual
-    return Sweep(space, config, unlike, data, trials, parsed.seeds or 1)
+    smoke = SMOKE_TEST if parsed.smoke_test else {}
+
+    def config_on(name: str, recipe: str | None, own: Mapping[str, Any]) -> Config:
+        layers = {**space.set, **own, **smoke}
+        return cli.config_of(parsed, name, _is_embedded(data), layers, recipe)
+
+    trials, seeds = parsed.trials, parsed.seeds
+    if parsed.smoke_test:
+        trials, seeds = trials or SMOKE_TRIALS, seeds or 1
+    return make_sweep(space, data, config_on, trials, seeds)
 
 
 @cli.command
@@ -332,11 +461,22 @@ def main(arguments: list[str] | None) -> None:
         value = getattr(parsed, option)
         if value is not None and value < 1:
             raise UserError(f"--{option} {value}: at least 1 is needed.")
+    for option in ("final_only", "allow_changed"):
+        if getattr(parsed, option) and not parsed.resume:
+            raise UserError(f"--{option.replace('_', '-')} goes with --resume --name N.")
     if parsed.resume:
         run, sweep = cli.resumed(parsed, Sweep.parse, lambda: _asked(parsed))
-        _run(sweep, run, shape)
-        return
-    _start(_asked(parsed), parsed.name, parsed.space.stem, parsed.storage, shape)
+    else:
+        sweep = _asked(parsed)
+    if parsed.dry_run:
+        from dsn_ray.plan import print_plan
+
+        print_plan(sweep, shape)
+    elif parsed.resume:
+        cli.save_settings(sweep, run)
+        _run(sweep, run, shape, parsed.final_only)
+    else:
+        _start(sweep, parsed.name, parsed.space.stem, parsed.storage, shape)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What every Ray Train worker runs: its part of each batch, validation, checkpoints."""
 
+import faulthandler
 import json
 import math
 import tempfile
@@ -32,11 +33,45 @@ SEEN = "seen_binary_mAP"
 
 The queries are the held-out sketches where the lists hold some out, the gallery training photos.
 """
+_STDERR = 2
 _SEEN_PICTURES = 14_400  # of each domain, as many as the released code draws
 
 
 def training_loop(job: dict[str, Any]) -> None:
-    """What every worker runs."""
+    """What every worker runs; one that hangs is ended, so that Train replaces it."""
+    watch = Watch(job["patience"])
+    try:
+        _train(job, watch)
+    finally:
+        watch.end()
+
+
+class Watch:
+    """Ends this process when it has not shown itself alive for some time.
+
+    The watching is done below Python, so that it works whatever the process hangs in; where it
+    hung is printed.
+    """
+
+    def __init__(self, patience: float) -> None:
+        """Starts to watch.
+
+        Args:
+            patience: seconds.
+        """
+        self._patience = patience
+        self.alive()
+
+    def alive(self) -> None:
+        """Starts the time anew."""
+        faulthandler.dump_traceback_later(self._patience, exit=True, file=_STDERR)
+
+    def end(self) -> None:
+        """Stops watching."""
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _train(job: dict[str, Any], watch: Watch) -> None:
     torch.set_num_threads(job["threads"])
     config, data = Config.model_validate(job["config"]), job["data"]
     context = ray.train.get_context()
@@ -109,18 +144,20 @@ def training_loop(job: dict[str, Any]) -> None:
 
     for epoch in range(learner.epoch, config.train.epochs):
         learner.begin_epoch()
-        metrics: dict[str, float] = _one_epoch(learner, stream.epoch(epoch), config)
+        metrics: dict[str, float] = _one_epoch(learner, stream.epoch(epoch), config, watch)
         learner.epoch = epoch + 1
         if world > 1 and not joint_statistics:
             average_running_statistics(network)
         metrics["epoch"] = epoch + 1
         if job["validate"]:
             sides = [(t, rows_of_classes(t.labels, held_out_labels)) for t in (sketches, photos)]
-            metrics[OBJECTIVE] = _map_of(sides, network, rank, world, ("real", "standard"))
+            which = "real", "standard"
+            metrics[OBJECTIVE] = _map_of(sides, network, rank, world, which, watch)
         if config.train.keep == "best_seen":
             each = max(1, _SEEN_PICTURES // len(classes))
             sides = [(t, rows_of_classes(t.labels, classes, each)) for t in (queries, photos)]
-            metrics[SEEN] = _map_of(sides, network, rank, world, ("binary", "published"))
+            which = "binary", "published"
+            metrics[SEEN] = _map_of(sides, network, rank, world, which, watch)
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = None
             if rank == 0:
@@ -133,7 +170,9 @@ def training_loop(job: dict[str, Any]) -> None:
             break  # what has diverged does not come back
 
 
-def _one_epoch(learner: Learner, batches: Iterable[Batch], config: Config) -> dict[str, float]:
+def _one_epoch(
+    learner: Learner, batches: Iterable[Batch], config: Config, watch: Watch
+) -> dict[str, float]:
     """Trains on an epoch's batches; returns the mean losses and what the time went into."""
     started = time.perf_counter()
     waited, steps = 0.0, 0
@@ -148,12 +187,14 @@ def _one_epoch(learner: Learner, batches: Iterable[Batch], config: Config) -> di
         for name, value in learner.step(batch).items():
             sums[name] = sums.get(name, 0.0) + value
         steps += 1
+        watch.alive()
     took = time.perf_counter() - started
     pictures = steps * (config.data.sketches_per_batch + config.data.photos_per_batch)
     return {
         **{f"loss_{name}": value / steps for name, value in sums.items()},
         "pictures_per_second": pictures / took,
         "waiting_for_data": waited / took,
+        "seconds": took,
     }
 
 
@@ -163,6 +204,7 @@ def _map_of(
     rank: int,
     world: int,
     which: tuple[str, str],
+    watch: Watch,
 ) -> float:
     """mAP@all of some rows of sketches and photos; each rank embeds a part.
 
@@ -172,6 +214,7 @@ def _map_of(
         rank: this worker.
         world: the number of workers.
         which: codes and protocol.
+        watch: is shown every batch.
 
     Returns:
         NaN where training has diverged and features are no numbers.
@@ -185,6 +228,7 @@ def _map_of(
         features = [np.zeros((0, network.embedding.out_features), np.float32)]
         with torch.inference_mode():
             for pictures, chosen in plain_batches(table, rows, 64):
+                watch.alive()
                 is_photo = torch.full((len(chosen),), flag, device=device)
                 features.append(network.embed(pictures.to(device), is_photo).cpu().numpy())
         mine.append(np.concatenate(features))

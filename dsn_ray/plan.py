@@ -1,0 +1,154 @@
+"""What a sweep would run, without running it."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dsn_ray.config import Config
+from dsn_ray.data.shards import Shards, locate
+from dsn_ray.space import describe
+
+if TYPE_CHECKING:
+    from dsn_ray.data.catalog import Domain, Source
+    from dsn_ray.runtime import Shape
+    from dsn_ray.tune import Sweep
+
+_BYTES_PER_PARAMETER = 4 * 3  # itself and Adam's two moments, float32
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Trainings of one kind.
+
+    Attributes:
+        what: for people.
+        trainings: how many.
+        epochs: of each, at most.
+        pictures: sketches and photos that pass through the network in an epoch, about.
+        checkpoints: bytes that they keep on the storage.
+    """
+
+    what: str
+    trainings: int
+    epochs: int
+    pictures: int
+    checkpoints: int
+
+
+def plan(sweep: "Sweep", shape: "Shape") -> list[Stage]:
+    """The stages of a sweep: its search, and its final job on each data set.
+
+    Raises:
+        UserError: If a data set cannot be opened.
+    """
+    found = {name: locate(name, root) for name, root in sweep.data}
+    stages = []
+    if sweep.trials:
+        name, config = next(sweep.configs())
+        size = _checkpoint_bytes(config, len(found[name].seen_classes))
+        stages.append(
+            Stage(
+                f"search on {name} ({sweep.space.sampler.name}, {sweep.space.scheduler.name})",
+                sweep.trials * sweep.space.budget.seeds,
+                config.train.epochs,
+                _pictures(config, found[name], config.data.validation_classes),
+                size * ((shape.concurrent or 1) + 1),
+            )
+        )
+    several = sweep.space.final.settings == "all" and not sweep.space.variants
+    best = [{}] * (sweep.trials if several else 1)
+    for label, settings, configs in sweep.finalists(best):
+        for name, config in configs.items():
+            what = label or ("each setting" if several else "the best setting")
+            if settings:
+                what += f" ({describe(settings)})"
+            size = _checkpoint_bytes(config, len(found[name].seen_classes))
+            stages.append(
+                Stage(
+                    f"final on {name}: {what}",
+                    sweep.seeds,
+                    config.train.epochs,
+                    _pictures(config, found[name], 0),
+                    size * sweep.seeds,
+                )
+            )
+    return _merged(stages)
+
+
+def _merged(stages: list[Stage]) -> list[Stage]:
+    """Equal stages added up: those of a grid's points."""
+    merged: dict[str, Stage] = {}
+    for one in stages:
+        other = merged.get(one.what)
+        if other:
+            trainings = other.trainings + one.trainings
+            size = other.checkpoints + one.checkpoints
+            one = Stage(one.what, trainings, one.epochs, one.pictures, size)
+        merged[one.what] = one
+    return list(merged.values())
+
+
+def print_plan(sweep: "Sweep", shape: "Shape") -> None:
+    """Prints the stages, and what they add up to; starts nothing."""
+    from rich.console import Console
+    from rich.table import Table
+
+    stages = plan(sweep, shape)
+    console = Console(highlight=False, markup=False)
+    table = Table("what", "trainings", "epochs each", "pictures per epoch", "checkpoints")
+    for stage in stages:
+        table.add_row(
+            stage.what,
+            str(stage.trainings),
+            ("at most " if stage.what.startswith("search") else "") + str(stage.epochs),
+            f"{stage.pictures:,}",
+            f"{stage.checkpoints / 2**20:,.0f} MiB",
+        )
+    console.print(table)
+    trainings = sum(stage.trainings for stage in stages)
+    epochs = sum(stage.trainings * stage.epochs for stage in stages)
+    pictures = sum(stage.trainings * stage.epochs * stage.pictures for stage in stages)
+    console.print(
+        f"Altogether at most {trainings} trainings, {epochs} epochs and {pictures:,} pictures, each "
+        f"in three views; checkpoints take {sum(s.checkpoints for s in stages) / 2**20:,.0f} MiB."
+    )
+    console.print(f"Each training takes {_asked(shape)}. Nothing was started.")
+
+
+def _asked(shape: "Shape") -> str:
+    workers = shape.workers or 2
+    cpus = "an equal share of the CPUs"
+    if shape.cpus_per_worker is not None:
+        cpus = f"{shape.cpus_per_worker:g} CPU"
+    gpus = "1 GPU where there are any"
+    if shape.gpus_per_worker is not None:
+        gpus = f"{shape.gpus_per_worker:g} GPU"
+    alone = " (1 where there is one GPU)" if shape.workers is None else ""
+    return f"{workers} worker{'s' * (workers > 1)}{alone}, each with {cpus} and {gpus}"
+
+
+def _pictures(config: Config, found: "Source | Shards", held_out: int) -> int:
+    sizes = (config.data.sketches_per_batch, config.data.photos_per_batch)
+    share = 1 - held_out / len(found.seen_classes)
+    pools = (_count(found, "sketch"), _count(found, "photo"))
+    if config.data.per_class:
+        most = config.data.per_class * len(found.seen_classes)
+        pools = (min(pools[0], most), min(pools[1], most))
+    batches = [int(pool * share) // size for pool, size in zip(pools, sizes, strict=True)]
+    steps = min(batches) if config.data.epoch == "shorter" else max(batches)
+    return max(1, steps) * sum(sizes)
+
+
+def _count(found: "Source | Shards", domain: "Domain") -> int:
+    if isinstance(found, Shards):
+        return found.counts[f"seen/{domain}"]
+    return sum((record.split, record.domain) == ("seen", domain) for record in found.records)
+
+
+def _checkpoint_bytes(config: Config, classes: int) -> int:
+    from dsn_ray.model import build_network
+
+    without = config.network.model_copy(update={"weights": "none"})
+    network = build_network(without, classes)
+    dim = config.network.dim if config.memory.features == "embedding" else 2048
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return parameters * _BYTES_PER_PARAMETER + classes * config.memory.k * dim * 4
