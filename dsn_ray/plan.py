@@ -1,7 +1,7 @@
 """What a sweep would run, without running it."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dsn_ray.config import Config
 from dsn_ray.data.shards import Shards, locate
@@ -55,7 +55,7 @@ def plan(sweep: "Sweep", shape: "Shape") -> list[Stage]:
             )
         )
     several = sweep.space.final.settings == "all" and not sweep.space.variants
-    best = [{}] * (sweep.trials if several else 1)
+    best: list[dict[str, Any]] = [{}] * (sweep.trials if several else 1)
     for label, settings, configs in sweep.finalists(best):
         for name, config in configs.items():
             what = label or ("each setting" if several else "the best setting")
@@ -107,9 +107,10 @@ def print_plan(sweep: "Sweep", shape: "Shape") -> None:
     trainings = sum(stage.trainings for stage in stages)
     epochs = sum(stage.trainings * stage.epochs for stage in stages)
     pictures = sum(stage.trainings * stage.epochs * stage.pictures for stage in stages)
+    room = sum(stage.checkpoints for stage in stages) / 2**20
     console.print(
-        f"Altogether at most {trainings} trainings, {epochs} epochs and {pictures:,} pictures, each "
-        f"in three views; checkpoints take {sum(s.checkpoints for s in stages) / 2**20:,.0f} MiB."
+        f"Altogether at most {trainings} trainings, {epochs} epochs and {pictures:,} pictures, "
+        f"each in three views; checkpoints take {room:,.0f} MiB."
     )
     console.print(f"Each training takes {_asked(shape)}. Nothing was started.")
 

@@ -226,11 +226,11 @@ class FinalProgress(TrialsView):
             return
         self._epochs_seen += 1
         if not self._live:
-            self._say(f"{self._line(trial)}  {self._time_left(trials)}")
+            self._say(f"{self._line(trial, result)}  {self._time_left(trials)}")
 
-    def _line(self, trial: Trial) -> str:
-        number, result = trial.config["number"], trial.last_result or {}
-        text = f"{self._names[number]}: epoch {_epoch(trial)}/{self._epochs[number]}"
+    def _line(self, trial: Trial, result: dict[str, Any]) -> str:
+        number = trial.config["number"]
+        text = f"{self._names[number]}: epoch {result.get('epoch', 0)}/{self._epochs[number]}"
         if "loss_total" in result:
             text += f" loss {result['loss_total']:.3f}"
             text += f" {result['pictures_per_second']:.0f} pictures/s"
@@ -247,7 +247,8 @@ class FinalProgress(TrialsView):
         return f"{_minutes(self._started, self._epochs_seen, left)} to the end"
 
     def _view(self, trials: list[Trial]) -> RenderableType:
-        running = [Text(self._line(trial)) for trial in trials if not trial.is_finished()]
+        open_trials = [trial for trial in trials if not trial.is_finished()]
+        running = [Text(self._line(trial, trial.last_result or {})) for trial in open_trials]
         done = sum(trial.is_finished() for trial in trials)
         head = f"{done} of {len(self._names)} trainings done, {self._time_left(trials)}"
         return Group(*running, Text(head, style="cyan"))

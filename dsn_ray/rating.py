@@ -1,5 +1,6 @@
 """Embeds the unseen pictures of a data set and rates the search among them, as a Ray Data job."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -125,9 +126,9 @@ def _rate(
 ) -> list[Row]:
     from dsn_ray.retrieval import evaluate_features
 
-    queries = _features(unseen.sketches, resources, network)
-    gallery = _features(unseen.photos, resources, network)
-    basis = _features(training, resources, network).values if training else itq.fit
+    sides = [unseen.sketches, unseen.photos, *([training] if training else [])]
+    queries, gallery, *rest = _features(sides, resources, network)
+    basis = rest[0].values if rest else itq.fit
 
     def rows(kept: "NDArray[np.bool_]") -> list[Row]:
         return evaluate_features(
@@ -192,16 +193,22 @@ class _Features(NamedTuple):
     ids: "NDArray[np.int64]"
 
 
-def _features(pictures: "Pictures", resources: "Resources", network: dict[str, Any]) -> _Features:
-    """Embeds all pictures with a Ray Data job; batches never depend on the cluster's size."""
+def _features(
+    sides: "Sequence[Pictures]", resources: "Resources", network: dict[str, Any]
+) -> list[_Features]:
+    """Embeds all pictures with one Ray Data job; batches never depend on the cluster's size."""
     import ray.data
 
-    starts = [{"start": start} for start in range(0, pictures.count, _BATCH)]
+    starts = [
+        {"side": side, "start": start}
+        for side, pictures in enumerate(sides)
+        for start in range(0, pictures.count, _BATCH)
+    ]
     blocks = min(len(starts), 4 * resources.workers)
     embedded = ray.data.from_items(starts, override_num_blocks=blocks).map_batches(
         _Embedder,
         fn_constructor_kwargs={
-            "pictures": pictures,
+            "sides": sides,
             "threads": resources.threads,
             "device": resources.device,
             **network,
@@ -212,7 +219,10 @@ def _features(pictures: "Pictures", resources: "Resources", network: dict[str, A
         num_gpus=resources.gpus_per_worker,
     )
     chunks = sorted(embedded.take_all(), key=lambda chunk: int(chunk["start"]))
+    return [_joined([chunk for chunk in chunks if chunk["side"] == n]) for n in range(len(sides))]
 
+
+def _joined(chunks: list[dict[str, Any]]) -> _Features:
     def column(name: str, kind: type) -> "NDArray[Any]":
         return np.concatenate([np.frombuffer(chunk[name], kind) for chunk in chunks])
 
@@ -222,12 +232,20 @@ def _features(pictures: "Pictures", resources: "Resources", network: dict[str, A
     return _Features(values[order], column("labels", np.int64)[order], ids[order])
 
 
+class _Side(NamedTuple):
+    """Pictures in the order in which they are read."""
+
+    table: "PictureTable"
+    rows: "NDArray[np.int64]"
+    is_photo: int
+
+
 class _Embedder:
     """Holds a network and the pictures; maps where a chunk starts to its features."""
 
     def __init__(
         self,
-        pictures: "Pictures",
+        sides: "Sequence[Pictures]",
         threads: int,
         device: str,
         config: Config,
@@ -244,9 +262,11 @@ class _Embedder:
 
         torch.set_num_threads(threads)
         torch.manual_seed(config.train.seed)
-        self.table = pictures.table()
-        self.rows = reading_order(self.table, np.arange(len(self.table.ids)))
-        self.is_photo = int(pictures.domain == "photo")
+        self.sides = []
+        for pictures in sides:
+            table = pictures.table()
+            rows = reading_order(table, np.arange(len(table.ids)))
+            self.sides.append(_Side(table, rows, int(pictures.domain == "photo")))
         self.trained = state is not None
         self.device = device
         if state is None:
@@ -262,16 +282,18 @@ class _Embedder:
 
         from dsn_ray.data.pictures import plain_batches
 
-        start = int(chunk["start"][0])
-        rows = self.rows[start : start + _BATCH]
-        ((pictures, _),) = plain_batches(self.table, rows, _BATCH)
-        is_photo = torch.full((len(rows),), self.is_photo, device=self.device)
+        number, start = int(chunk["side"][0]), int(chunk["start"][0])
+        side = self.sides[number]
+        rows = side.rows[start : start + _BATCH]
+        ((pictures, _),) = plain_batches(side.table, rows, _BATCH)
+        is_photo = torch.full((len(rows),), side.is_photo, device=self.device)
         embed = self.network.embed if self.trained else self.network.trunk
         with torch.inference_mode():
             features = embed(pictures.to(self.device), is_photo).float().cpu().numpy()
         return {
+            "side": [number],
             "start": [start],
             "features": [features.tobytes()],
-            "labels": [self.table.labels[rows].astype(np.int64).tobytes()],
-            "ids": [self.table.ids[rows].astype(np.int64).tobytes()],
+            "labels": [side.table.labels[rows].astype(np.int64).tobytes()],
+            "ids": [side.table.ids[rows].astype(np.int64).tobytes()],
         }

@@ -3,6 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,7 @@ from ray.tune.search import Searcher
 from dsn_ray.space import Sampler, Space
 
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-_FAILED, _TWIN_OF, _VALUES = "failed", "twin of", "values"
+_FAILED, _AGAIN, _TWIN_OF, _VALUES = "failed", "again", "twin of", "values"
 _REPEATS = 50  # proposals in a row that were there before, after which a space counts as exhausted
 
 
@@ -119,23 +120,24 @@ class StudySearcher(PacedSearcher):
         for trial in study.get_trials(deepcopy=False):
             if trial.state == TrialState.RUNNING:
                 self._pending += [(trial, seed) for seed in self._seeds_left(trial)]
-            elif trial.user_attrs.get(_FAILED) == "once":
-                self._again(trial)
-        self._budget = trials - sum(map(self._counts, study.get_trials(deepcopy=False)))
+            elif trial.user_attrs.get(_FAILED) and trial.number not in self._tried_again():
+                study.enqueue_trial(trial.params, user_attrs={_AGAIN: trial.number})
+        self._budget = trials - self._spent()
 
-    def _again(self, failed: FrozenTrial) -> None:
-        """Proposes a failed trial once more, in place of itself."""
-        self._study.enqueue_trial(failed.params)
-        self._study._storage.set_trial_user_attr(failed._trial_id, _FAILED, "and tried again")
-
-    @staticmethod
-    def _counts(trial: FrozenTrial) -> bool:
-        attributes = trial.user_attrs
-        return (
+    def _spent(self) -> int:
+        """Settings of the budget that were proposed; one that is tried again counts once."""
+        again = self._tried_again()
+        return sum(
             trial.state != TrialState.WAITING
-            and _TWIN_OF not in attributes
-            and attributes.get(_FAILED) != "and tried again"
+            and _TWIN_OF not in trial.user_attrs
+            and trial.number not in again
+            for trial in self._study.get_trials(deepcopy=False)
         )
+
+    def _tried_again(self) -> set[int | None]:
+        """The numbers of failed trials that have been proposed once more."""
+        trials = self._study.get_trials(deepcopy=False)
+        return {trial.user_attrs.get(_AGAIN) for trial in trials}
 
     def _seeds_left(self, trial: FrozenTrial | optuna.Trial) -> list[int]:
         return [seed for seed in self._seeds if str(seed) not in _values(trial)]
@@ -187,7 +189,7 @@ class StudySearcher(PacedSearcher):
         trial = self._trial(proposal)
         value = result.get(self.metric)
         if failed or value is None:
-            trial.set_user_attr(_FAILED, "once")
+            trial.set_user_attr(_FAILED, True)
         elif len(self._seeds) == 1 and result["epoch"] < self._last_epoch and not math.isnan(value):
             self._study.tell(trial, state=TrialState.PRUNED)
             return
@@ -215,13 +217,14 @@ def open_study(journal: Path, sampler: Sampler) -> optuna.Study:
         sampler: who proposes.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna.create_study(
+    study = optuna.create_study(
         study_name="search",
         storage=JournalStorage(JournalFileBackend(str(journal))),
-        sampler=_sampler(sampler),
         direction="maximize",
         load_if_exists=True,
     )
+    study.sampler = _sampler(sampler, len(study.get_trials(deepcopy=False)))
+    return study
 
 
 def best_setting(study: optuna.Study) -> dict[str, Any] | None:
@@ -257,20 +260,31 @@ def make_scheduler(space: Space, metric: str, epochs: int) -> TrialScheduler:
     return FIFOScheduler()
 
 
+@dataclass(frozen=True)
+class _Past:
+    """As much of an earlier process's trial as schedulers look at."""
+
+    trial_id: str
+
+
+_NOBODY_RUNS = SimpleNamespace(get_live_trials=tuple)
+
+
 def remind(scheduler: TrialScheduler, study: optuna.Study, metric: str) -> None:
     """Tells a new scheduler what the trials of an earlier process have reported."""
     for past in study.get_trials(deepcopy=False):
         if _TWIN_OF in past.user_attrs or not past.intermediate_values:
             continue
-        trial = SimpleNamespace(trial_id=f"past-{past.number}")
-        scheduler.on_trial_add(None, trial)
+        trial = _Past(f"past-{past.number}")
+        scheduler.on_trial_add(_NOBODY_RUNS, trial)
         for epoch, value in sorted(past.intermediate_values.items()):
             if not math.isnan(value):
-                scheduler.on_trial_result(None, trial, {"epoch": epoch, metric: value})
+                scheduler.on_trial_result(_NOBODY_RUNS, trial, {"epoch": epoch, metric: value})
 
 
-def _sampler(sampler: Sampler) -> optuna.samplers.BaseSampler:
-    seed, startup = sampler.seed, sampler.startup_trials
+def _sampler(sampler: Sampler, before: int) -> optuna.samplers.BaseSampler:
+    """Optuna's sampler, which does not begin its random numbers anew after `before` trials."""
+    seed, startup = sampler.seed + before, sampler.startup_trials
     match sampler.name:
         case "tpe":
             return optuna.samplers.TPESampler(
@@ -281,6 +295,7 @@ def _sampler(sampler: Sampler) -> optuna.samplers.BaseSampler:
         case "cmaes":
             return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=startup)
         case "qmc":
-            return optuna.samplers.QMCSampler(seed=seed, scramble=True)
+            # The study knows how far the sequence of this seed has got.
+            return optuna.samplers.QMCSampler(seed=sampler.seed, scramble=True)
         case _:
             return optuna.samplers.RandomSampler(seed=seed)

@@ -1,61 +1,230 @@
+import itertools
+import math
+import pickle
+
 import optuna
 import pytest
 from optuna.trial import TrialState
+from ray.tune.search import Searcher
 
-from dsn_ray.search import SweepSearch, make_scheduler
+from dsn_ray.search import (
+    ListSearcher,
+    StudySearcher,
+    best_setting,
+    make_scheduler,
+    open_study,
+    remind,
+    settings_tried,
+)
 from dsn_ray.space import Space
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
+LAMBDA1 = {"loss.lambda1": {"distribution": "uniform", "low": 0, "high": 1}}
 
 
 def space(**changes):
-    return Space.model_validate(
+    tree = {"parameters": LAMBDA1, "first": [{"loss.lambda1": 0.1}], "budget": {"trials": 4}}
+    return Space.model_validate({**tree, **changes})
+
+
+def room():
+    return 1
+
+
+def searcher(folder, of, last_epoch=3, room=room):
+    study = open_study(folder / "study.journal", of.sampler)
+    return StudySearcher(study, of, of.trials, "mAP", last_epoch, room)
+
+
+def states(folder):
+    (summary,) = optuna.get_all_study_summaries(storage(folder))
+    study = optuna.load_study(study_name=summary.study_name, storage=storage(folder))
+    return [trial.state for trial in study.trials]
+
+
+def storage(folder):
+    journal = optuna.storages.journal
+    return journal.JournalStorage(journal.JournalFileBackend(str(folder / "study.journal")))
+
+
+IDS = itertools.count()
+
+
+def run(search, values):
+    """Runs what is proposed, one at a time; `values` are (last epoch, mAP) or None for an error."""
+    proposals = []
+    for ending in values:
+        trial_id = str(next(IDS))
+        proposal = search.suggest(trial_id)
+        if proposal == Searcher.FINISHED:
+            break
+        proposals.append(proposal)
+        result = None
+        for epoch in range(1, (ending or (0, 0))[0] + 1):
+            result = {"epoch": epoch, "mAP": ending[1] * epoch / ending[0]}
+            search.on_trial_result(trial_id, result)
+        search.on_trial_complete(trial_id, result, error=ending is None)
+    return proposals
+
+
+def test_each_ending_is_told_rightly(tmp_path):
+    run(searcher(tmp_path, space()), [(3, 0.9), (1, 0.3), (3, math.nan), None])
+    fail = TrialState.FAIL
+    assert states(tmp_path) == [TrialState.COMPLETE, TrialState.PRUNED, fail, fail]
+    study = open_study(tmp_path / "study.journal", space().sampler)
+    assert study.best_value == 0.9
+    assert best_setting(study) == {"loss.lambda1": 0.1}
+    assert len(settings_tried(study)) == 2
+    assert study.trials[0].intermediate_values == pytest.approx({1: 0.3, 2: 0.6, 3: 0.9})
+
+
+def test_the_first_setting_comes_first_and_the_seed_decides_the_rest(tmp_path):
+    def proposals(folder, seed):
+        (tmp_path / folder).mkdir()
+        of = space(sampler={"name": "tpe", "seed": seed})
+        found = run(searcher(tmp_path / folder, of), [(3, 0.1 * n) for n in range(5)])
+        return [one["settings"]["loss.lambda1"] for one in found]
+
+    once, again, other = proposals("a", 0), proposals("b", 0), proposals("c", 1)
+    assert len(once) == 4
+    assert once[0] == 0.1
+    assert once == again
+    assert once != other
+
+
+def test_a_later_process_goes_on_where_the_first_was_killed(tmp_path):
+    first = searcher(tmp_path, space())
+    run(first, [(3, 0.5), None])
+    under_way = first.suggest("x")
+    later = searcher(tmp_path, space())
+    assert later.suggest("y") == under_way
+    assert later.suggest("z") is None  # there is room for one
+    later.on_trial_complete("y", {"epoch": 3, "mAP": 0.6})
+    rest = run(later, [(3, 0.7)] * 5)
+    failed = first._study.trials[1].params
+    again, fourth = rest
+    assert again["settings"] == failed
+    assert fourth["number"] == 5
+    assert searcher(tmp_path, space()).suggest("q") == Searcher.FINISHED
+
+
+def test_more_trials_can_be_asked_for_later(tmp_path):
+    run(searcher(tmp_path, space()), [(3, 0.5)] * 9)
+    more = run(searcher(tmp_path, space(budget={"trials": 6})), [(3, 0.5)] * 9)
+    assert [one["number"] for one in more] == [5, 6]
+
+
+def test_a_setting_that_was_tried_is_not_run_again(tmp_path):
+    of = space(
+        parameters={"memory.k": {"choices": [1, 5]}},
+        first=[],
+        sampler={"name": "random"},
+        budget={"trials": 9},
+    )
+    found = run(searcher(tmp_path, of), [(3, 0.5), (1, 0.2), *[(3, 0.5)] * 9])
+    assert sorted(one["settings"]["memory.k"] for one in found) == [1, 5]
+    assert len(settings_tried(open_study(tmp_path / "study.journal", of.sampler))) == 2
+
+
+def test_a_grid_is_run_in_its_order_and_once(tmp_path):
+    of = Space.model_validate(
         {
-            "parameters": {"loss.lambda1": {"distribution": "uniform", "low": 0, "high": 1}},
-            "first": [{"loss.lambda1": 0.1}],
-            "budget": {"trials": 4},
-            **changes,
+            "parameters": {
+                "loss.lambda2": {"choices": [0.0, 1.0]},
+                "memory.k": {"choices": [1, 5], "when": {"loss.lambda2": 1.0}},
+            },
+            "sampler": {"name": "grid"},
         }
     )
+    found = run(searcher(tmp_path, of), [(3, 0.5)] * 9)
+    assert [one["settings"] for one in found] == of.grid()
+    assert of.grid() == [
+        {"loss.lambda2": 0.0},
+        {"loss.lambda2": 1.0, "memory.k": 1},
+        {"loss.lambda2": 1.0, "memory.k": 5},
+    ]
 
 
-def states(search):
-    return [trial.state for trial in search._ot_study.trials]
+def test_the_value_of_a_setting_is_the_mean_over_its_seeds(tmp_path):
+    of = space(budget={"trials": 2, "seeds": 3}, scheduler={"name": "none"})
+    found = run(searcher(tmp_path, of), [(3, 0.1), (3, 0.2), (3, 0.6), (3, 0.5), (3, 0.5)])
+    assert [(one["number"], one["seed"]) for one in found] == [
+        (1, 0),
+        (1, 1),
+        (1, 2),
+        (2, 0),
+        (2, 1),
+    ]
+    assert found[0]["settings"] == found[2]["settings"]
+    study = open_study(tmp_path / "study.journal", of.sampler)
+    assert study.trials[0].value == pytest.approx(0.3)
+    (left,) = run(searcher(tmp_path, of), [(3, math.nan)] * 3)  # what was left of the second
+    assert (left["number"], left["seed"]) == (2, 2)
+    assert states(tmp_path) == [TrialState.COMPLETE, TrialState.FAIL]
 
 
-def test_each_ending_is_told_rightly():
-    search = SweepSearch(space(), "mAP", last_epoch=3)
-    endings = [(3, 0.9), (1, 0.3), (3, float("nan")), None]
-    for number, ending in enumerate(endings):
-        search.suggest(str(number))
-        result = None
-        if ending:
-            result = {"epoch": ending[0], "mAP": ending[1], "training_iteration": ending[0]}
-        search.on_trial_complete(str(number), result, error=ending is None)
-    expected = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.FAIL]
-    assert states(search) == expected
-    assert search._ot_study.best_value == 0.9
+def test_trials_run_while_the_cluster_has_room_even_if_it_grows(tmp_path):
+    size = [1]
+    search = searcher(tmp_path, space(), room=lambda: size[0])
+    assert search.suggest("a")
+    assert search.suggest("b") is None
+    size[0] = 2
+    assert search.suggest("b")
+    assert search.suggest("c") is None
+    size[0] = 1
+    search.on_trial_complete("a", {"epoch": 3, "mAP": 0.5})
+    assert search.suggest("c") is None
 
 
-def test_the_first_setting_comes_first_and_the_seed_decides_the_rest():
-    def proposals(seed):
-        search = SweepSearch(space(sampler={"name": "tpe", "seed": seed}), "mAP", last_epoch=1)
-        values = []
-        for number in range(4):
-            values.append(search.suggest(str(number))["loss.lambda1"])
-            result = {"epoch": 1, "mAP": values[-1], "training_iteration": 1}
-            search.on_trial_complete(str(number), result)
-        return values
-
-    assert proposals(0)[0] == 0.1
-    assert proposals(0) == proposals(0)
-    assert proposals(0) != proposals(1)
+def test_a_list_is_proposed_in_order():
+    search = ListSearcher([{"number": 0}, {"number": 1}], room)
+    assert search.suggest("a") == {"number": 0}
+    assert search.suggest("b") is None
+    search.on_trial_complete("a")
+    assert search.suggest("b") == {"number": 1}
+    search.on_trial_complete("b")
+    assert search.suggest("c") == Searcher.FINISHED
 
 
-@pytest.mark.parametrize("name", ["asha", "none"])
-def test_schedulers_by_name(name):
+def test_tune_can_pickle_it_under_way(tmp_path):
+    search = searcher(tmp_path, space())
+    search.suggest("a")
+    assert pickle.loads(pickle.dumps(search)).suggest("b") is None
+
+
+@pytest.mark.parametrize("name", ["tpe", "gp", "cmaes", "qmc", "random"])
+def test_samplers_by_name(tmp_path, name):
+    two = {**LAMBDA1, "loss.lambda2": {"distribution": "loguniform", "low": 0.1, "high": 10}}
+    of = space(parameters=two, first=[], sampler={"name": name, "startup_trials": 2})
+    values = [(3, 0.1), (1, 0.2), (3, math.nan), (3, 0.3)]
+    found = run(searcher(tmp_path, of), values)
+    assert len({one["settings"]["loss.lambda1"] for one in found}) == 4
+    kind = type(open_study(tmp_path / "other.journal", of.sampler).sampler).__name__
+    assert kind.lower().startswith(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("asha", "AsyncHyperBandScheduler"),
+        ("median", "MedianStoppingRule"),
+        ("none", "FIFOScheduler"),
+    ],
+)
+def test_schedulers_by_name(name, kind):
     scheduler = make_scheduler(space(scheduler={"name": name}), "mAP", epochs=1)
-    assert (
-        type(scheduler).__name__
-        == {"asha": "AsyncHyperBandScheduler", "none": "FIFOScheduler"}[name]
-    )
+    assert type(scheduler).__name__ == kind
+
+
+@pytest.mark.parametrize("name", ["asha", "median"])
+def test_a_scheduler_remembers_what_an_earlier_process_saw(tmp_path, name):
+    of = space(scheduler={"name": name})
+    run(searcher(tmp_path, of), [(3, 0.9), (3, 0.8), (3, 0.85)])
+    study = open_study(tmp_path / "study.journal", of.sampler)
+    scheduler = make_scheduler(of, "mAP", epochs=3)
+    remind(scheduler, study, "mAP")
+
+    class New:
+        trial_id = "new"
+
+    scheduler.on_trial_add(None, New)
+    assert scheduler.on_trial_result(None, New, {"epoch": 1, "mAP": 0.01}) == "STOP"

@@ -2,7 +2,10 @@
 
 import math
 import os
+import subprocess
+import sys
 from datetime import timedelta
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +14,8 @@ import torch.distributed as dist
 
 from dsn_ray.worker import _map_of
 from tests.test_learner import PX, make_learner
+
+ALIVE = SimpleNamespace(alive=lambda: None)
 
 
 class Drawings:
@@ -29,7 +34,7 @@ class Drawings:
 def rated(rank, world):
     sides = [(Drawings(13, 1), np.arange(13)), (Drawings(20, 2), np.arange(1, 20))]
     return [
-        _map_of(sides, make_learner().network, rank, world, which)
+        _map_of(sides, make_learner().network, rank, world, which, ALIVE)
         for which in (("real", "standard"), ("binary", "published"))
     ]
 
@@ -58,4 +63,26 @@ def test_a_network_that_diverged_is_rated_nan():
     network = make_learner().network
     torch.nn.init.constant_(network.embedding.weight, math.nan)
     sides = [(Drawings(6, 1), np.arange(6))] * 2
-    assert math.isnan(_map_of(sides, network, 0, 1, ("real", "standard")))
+    assert math.isnan(_map_of(sides, network, 0, 1, ("real", "standard"), ALIVE))
+
+
+HANGS = """
+import time
+from dsn_ray.worker import Watch
+
+watch = Watch(2)
+for _ in range(4):
+    time.sleep(1)
+    watch.alive()
+print("still here", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_process_that_hangs_is_ended_and_says_where():
+    ended = subprocess.run(
+        [sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=55, check=False
+    )
+    assert ended.returncode == 1
+    assert "still here" in ended.stdout
+    assert "Timeout" in ended.stderr

@@ -1,0 +1,124 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from dsn_ray.data.shards import Shards
+from dsn_ray.data.storage import Folder
+from dsn_ray.tables import final_table, within_noise
+
+
+def shards(name, official=False):
+    return Shards(Folder.at("x"), name, ("a",), ("b",), official, "none", "f", False, {}, {}, 0, "")
+
+
+def rows(dataset, value, gallery=500, seed=0, **more):
+    return [
+        {
+            "codes": codes,
+            "protocol": protocol,
+            "metric": metric,
+            "value": value,
+            "queries": 10,
+            "gallery": gallery,
+            "dim": 64,
+            "ties": "expected",
+            "dataset": dataset,
+            "seed": seed,
+            **more,
+        }
+        for codes in ("real", "binary")
+        for protocol in ("published", "standard")
+        for metric in ("mAP@all", "Prec@100")
+    ]
+
+
+def printed(rows, *data, random_weights=False, missing=0):
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(final_table(rows, [], data, random_weights, missing))
+    return console.export_text()
+
+
+def test_the_papers_numbers_stand_beside_the_published_protocol_only():
+    results = rows("sketchy", 0.25)
+    text = printed(results, shards("sketchy"))
+    (published,) = [x for x in text.splitlines() if "real" in x and "published" in x]
+    (standard,) = [x for x in text.splitlines() if "real" in x and "standard" in x]
+    assert "0.250 / 0.250" in published
+    assert "0.484 / 0.610 (other data)" in published
+    assert "0.484" not in standard
+    assert "compare only with the complete official data sets" in text.replace("\n", " ")
+    assert "(other data)" not in printed(results, shards("sketchy", official=True))
+
+
+def test_a_gallery_that_repeats_photos_has_both_numbers():
+    once = [{**row, "deduplicated": True} for row in rows("sketchy", 0.125)]
+    text = printed(rows("sketchy", 0.25) + once, shards("sketchy"))
+    lines = [line for line in text.splitlines() if "real" in line]
+    assert len(lines) == 4
+    (published, published_once) = [line for line in lines if "published" in line]
+    assert "0.250 / 0.250" in published
+    assert "each photo once" in published_once
+    assert "0.125 / 0.125" in published_once
+    assert "0.484" not in published_once
+    assert "each photo once" not in printed(rows("sketchy", 0.25), shards("sketchy"))
+
+
+def test_seeds_become_mean_and_spread():
+    results = rows("x", 0.2) + rows("x", 0.4, seed=1)
+    assert "0.300 ± 0.141" in printed(results, shards("x"))
+
+
+def test_a_gallery_too_small_and_random_weights_are_marked():
+    results = rows("x", 0.2, gallery=60)
+    text = " ".join(printed(results, shards("x"), random_weights=True).split())
+    assert "x: 60 photos are too few for Prec@100" in text
+    assert "random weights" in text
+
+
+def variants():
+    several = []
+    for variant, values in {"baseline": (0.20, 0.21, 0.22), "both": (0.30, 0.31, 0.32)}.items():
+        for seed, value in enumerate(values):
+            several += rows("x", value, seed=seed, variant=variant)
+    return several
+
+
+def test_variants_stand_below_each_other_with_their_difference():
+    text = printed(variants(), shards("x"))
+    lines = [line for line in text.splitlines() if "binary" in line and "published" in line]
+    assert len(lines) == 2
+    assert "0.210 ± 0.010" in lines[0]
+    assert "baseline" in lines[0]
+    assert "+0.100 / +0.100" in lines[1]
+    assert "mean ± standard deviation over 3 seeds" in " ".join(text.split())
+
+
+def test_a_difference_within_noise_is_marked_and_one_of_single_seeds_is_open():
+    near = [
+        {**row, "value": row["value"] - 0.095 * (row["variant"] == "both")} for row in variants()
+    ]
+    assert "+0.005 ~" in printed(near, shards("x"))
+    alone = [row for row in variants() if row["seed"] == 0]
+    assert "+0.100 ?" in printed(alone, shards("x"))
+
+
+@pytest.mark.parametrize(
+    ("some", "others", "expected"),
+    [
+        # Welch's t by hand: means 2 and 6, variances 1 and 1, n = 3: t = 4.90 at 4 degrees of
+        # freedom, where 2.776 is the 5 % point.
+        ([1, 2, 3], [5, 6, 7], False),
+        # The difference 2 gives t = 2.449, below it.
+        ([1, 2, 3], [3, 4, 5], True),
+        ([1], [2, 3], None),
+        ([1, 1], [1, 1], True),
+        ([1, 1], [2, 2], False),
+    ],
+)
+def test_noise_is_what_welchs_test_says(some, others, expected):
+    assert within_noise(some, others) is expected
+
+
+def test_a_table_with_gaps_says_so():
+    assert "(PARTIAL: 2 trainings missing)" in printed(variants(), shards("x"), missing=2)
