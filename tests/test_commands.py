@@ -307,46 +307,6 @@ def test_features_of_ones_own_are_rated(here, capsys):
     assert "this is not a checkpoint folder" in capsys.readouterr().err
 
 
-def train_apart(here, drawings, name, mark):
-    """One long training in a process of its own, with a Ray of its own."""
-    settings = {**tune.SMOKE_TEST, "network.backbone": "efficientnet_lite0", "train.epochs": 20}
-    given = [f"--set={key}={value}" for key, value in settings.items()]
-    data = ["--data", f"folder:toy={drawings}", "--set=data.validation_classes=2"]
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "dsn_ray.train", *data, *given, "--name", name],
-        env=environment | {"DSN_RAY_TEST": mark},
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=here,
-    )
-
-
-@pytest.mark.slow
-def test_a_killed_worker_leaves_the_result_as_it_would_have_been(here, drawings):
-    states = []
-    for name in ("undisturbed", "disturbed"):
-        running = train_apart(here, drawings, name, f"{here}-{name}")
-        try:
-            lines = []
-            for line in running.stdout:
-                lines.append(line)
-                if name == "disturbed" and "epoch 5/20" in line:
-                    workers = processes_with(f"DSN_RAY_TEST={here}-{name}", "RayTrainWorker")
-                    assert len(workers) == 2
-                    os.kill(workers[0], signal.SIGKILL)
-            assert running.wait(60) == 0
-        finally:
-            running.kill()
-        assert not processes_with(f"DSN_RAY_TEST={here}-{name}")
-        path = Path(lines[-1].strip()) / "state.pt"
-        states.append(torch.load(path, weights_only=True))
-    for part in ("network", "bank"):
-        assert states[0][part].keys() == states[1][part].keys()
-        for key, value in states[0][part].items():
-            assert torch.equal(value, states[1][part][key]), f"{part} {key}"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["in the second trial", "in the final training"])
 def test_ctrl_c_ends_cleanly_and_the_sweep_goes_on(here, drawings, moment):
