@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -247,20 +248,48 @@ def cluster_size() -> str:
     return f"{now.get('CPU', 0):g} CPU{'s' * (now.get('CPU', 0) != 1)}{gpus}{where}"
 
 
-def refuse_local_storage_on_many_nodes(storage: str) -> None:
+def check_storage_reaches_all(storage: str) -> None:
     """Checkpoints on one node's own disk are lost to the others.
 
+    A folder that every node has mounted is given as a `file://` address; each node is asked.
+
     Raises:
-        UserError: If the storage is a local path and the cluster has several nodes.
+        UserError: If the storage is a local path and the cluster has several nodes, or one of them
+            does not see it.
     """
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    alive = sum(node["Alive"] for node in ray.nodes())
-    if alive > 1 and ("://" not in storage or storage.startswith("file://")):
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    if len(alive) < 2:
+        return
+    if "://" not in storage:
         raise UserError(
-            f"--storage {storage} is a folder of one node, but this Ray cluster has {alive} nodes; "
-            "give an address that all of them reach, such as s3://bucket/path."
+            f"--storage {storage} is a folder of one node, but this Ray cluster has {len(alive)} "
+            "nodes; give an address that all of them reach, such as s3://bucket/path, or "
+            "file:///path where every node has mounted it."
         )
+    if not storage.startswith("file://"):
+        return
+    folder = Path(storage.removeprefix("file://"))
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder) as probe:
+        seen = ray.remote(num_cpus=0)(_sees)
+        answers = [
+            seen.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ).remote(probe.name)
+            for node in alive
+        ]
+        blind = [n for n, sees in zip(alive, ray.get(answers), strict=True) if not sees]
+    if blind:
+        names = ", ".join(node["NodeManagerAddress"] for node in blind)
+        raise UserError(f"--storage {storage}: node {names} does not see this folder.")
+
+
+def _sees(path: str) -> bool:
+    """Whether this node has a file."""
+    return Path(path).exists()
 
 
 @contextmanager

@@ -382,7 +382,7 @@ def _run(training: Training, run: cli.Run, shape: "Shape") -> Path:
 def _train(training: Training, run: cli.Run, shape: "Shape") -> Path:
     from dsn_ray.data.shards import locate
     from dsn_ray.progress import training_progress
-    from dsn_ray.runtime import allot, ray_cluster, refuse_local_storage_on_many_nodes
+    from dsn_ray.runtime import allot, check_storage_reaches_all, ray_cluster
 
     config, (name, root) = training.config, training.data
     found = locate(name, root)
@@ -392,7 +392,7 @@ def _train(training: Training, run: cli.Run, shape: "Shape") -> Path:
         with ray_cluster() as dashboard:
             console.print(f"Ray dashboard: {dashboard}", soft_wrap=True)
             resources = allot(shape, console)
-            refuse_local_storage_on_many_nodes(run.storage)
+            check_storage_reaches_all(run.storage)
             console.print(f"Running {resources}.")
             _, data = load_training_data(found, root, config, console)
             with training_progress(console, data.name, config.train.epochs) as callback:

@@ -256,9 +256,9 @@ def _sweep(sweep: Sweep, run: cli.Run, shape: "Shape", final_only: bool) -> None
     from dsn_ray.final import FinalResults, candidates_of, final_job
     from dsn_ray.runtime import (
         allot,
+        check_storage_reaches_all,
         cluster_size,
         ray_cluster,
-        refuse_local_storage_on_many_nodes,
         room_for,
     )
     from dsn_ray.search import best_setting, open_study, settings_tried
@@ -281,7 +281,7 @@ def _sweep(sweep: Sweep, run: cli.Run, shape: "Shape", final_only: bool) -> None
                 partial(int, shape.concurrent) if shape.concurrent else partial(room_for, resources)
             )
             _check(sweep, found, resources.workers)
-            refuse_local_storage_on_many_nodes(run.storage)
+            check_storage_reaches_all(run.storage)
             console.print(
                 f"Running {resources}; this cluster has {cluster_size()}.", soft_wrap=True
             )

@@ -19,8 +19,8 @@ from dsn_ray.runtime import (
     Shape,
     allot,
     chatter_to,
+    check_storage_reaches_all,
     ray_cluster,
-    refuse_local_storage_on_many_nodes,
 )
 from tests.conftest import processes_with
 
@@ -76,7 +76,7 @@ def test_what_is_missing_is_said(connected):
 
 
 def test_one_node_may_keep_its_checkpoints_itself(connected):
-    refuse_local_storage_on_many_nodes("runs")
+    check_storage_reaches_all("runs")
     assert connected.startswith("http://127.0.0.1:")
     assert "ray get-auth-token" in connected
 
