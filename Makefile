@@ -1,5 +1,6 @@
 # make demo   sweep the embedded data        make test   all quick tests
-# make lint   ruff and mypy                  make test-slow, test-system   the long ones
+# make lint   ruff and mypy                  make test-slow   the long ones
+#                                            make test-system   these, and what wants Debian packages
 # make bench SKETCHY=DIR   speed, beside plain loops (benchmarks/RESULTS.md); needs 10 GB in .bench
 # make pictures CHECKPOINT=DIR   the README's picture, from a checkpoint of the demonstration
 PYTHON ?= python3
@@ -24,7 +25,7 @@ test-slow: $(VENV)/.installed
 
 test-system: $(VENV)/.installed
 	-test -d /usr/share/wordnet || (apt-get update -qq && apt-get install -qq -y wordnet-base)
-	$(RUN) -m pytest -m system
+	$(RUN) -m pytest -m "system or slow"
 
 bench: $(VENV)/.installed
 	$(RUN) benchmarks/data.py $(SKETCHY) --work .bench

@@ -85,6 +85,16 @@ def connected(ray_address):
 
 
 @pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """A cache folder for commands, with what earlier tests prepared."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def rows_by_key(rows):
+    return {(r["codes"], r["protocol"], r["metric"]): r["value"] for r in rows}
+
+
+@pytest.fixture(scope="session")
 def drawings(tmp_path_factory):
     """A data set in the `folder:` layout: eight shapes, filled as photos and outlined as sketches.
 

@@ -11,8 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
-from PIL import Image
 from rich.console import Console
 
 from dsn_ray import evaluate, train, tune
@@ -21,7 +19,7 @@ from dsn_ray.data.pictures import load_pictures
 from dsn_ray.data.shards import locate, open_shards
 from dsn_ray.rating import UnseenPictures, evaluate_checkpoint
 from dsn_ray.runtime import Resources, Shape, allot, ray_cluster
-from tests.conftest import SHAPES, UNSEEN, processes_with
+from tests.conftest import SHAPES, UNSEEN, processes_with, rows_by_key
 
 SPACE = """
 parameters:
@@ -36,11 +34,6 @@ set:
 """
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
 def here(tmp_path, monkeypatch, cache):
     """A working folder of its own with a space file, and a cache that the tests share."""
@@ -50,56 +43,11 @@ def here(tmp_path, monkeypatch, cache):
     return tmp_path
 
 
-def rows_by_key(rows):
-    return {(r["codes"], r["protocol"], r["metric"]): r["value"] for r in rows}
-
-
-def test_a_sweep_from_start_to_table(here, attached, drawings, capfd):
-    arguments = ["--space", "space.yaml", "--data", f"folder:toy={drawings}", "--smoke-test"]
-    assert tune.main([*arguments, "--name", "first"]) == 0
-    said = capfd.readouterr().out
-    run = here / "runs" / "first"
-    assert said.splitlines()[-1] == str(run)
-    assert "1 pictures did not decode" in said
-    assert "Ray dashboard: http://127.0.0.1:" in said
-    assert f"Ray's messages go to {run / 'ray.log'}" in said
-
-    trials = [json.loads(line) for line in (run / "trials.jsonl").read_text().splitlines()]
-    assert [trial["number"] for trial in trials] == [1, 2]
-    assert trials[0]["parameters"] == {"loss.lambda1": 0.1, "memory.k": 10}
-    assert all(trial["state"] == "finished" and 0 < trial["value"] <= 1 for trial in trials)
-    assert all(trial["epochs"] == 1 for trial in trials)
-
-    final = json.loads((run / "final.json").read_text())
-    assert len(final["rows"]) == 8
-    best = max(trials, key=lambda trial: trial["value"])["parameters"]
-    for row in final["rows"]:
-        assert row["dataset"] == "folder:toy"
-        assert row["parameters"] == best
-        assert (row["queries"], row["gallery"], row["dim"], row["seed"]) == (18, 18, 64, 0)
-        assert 0 < row["value"] <= 1
-    assert {row["codes"] for row in final["untrained"]} == {"real"}
-
-    about = json.loads((Path(final["rows"][0]["checkpoint"]) / "about.json").read_text())
-    assert set(about["classes"]) == {"circle", "square", "triangle", "cross", "ladder"}
-    assert yaml.safe_load((run / "config.yaml").read_text())["trials"] == 2
-
-    assert tune.main([*arguments, "--name", "first", "--resume", "--set", "loss.tau=0.2"]) == 2
-    assert "disagree on config.loss.tau (0.07, now 0.2)" in capfd.readouterr().err
-    before = (run / "final.json").read_bytes()
-    assert tune.main([*arguments, "--name", "first"]) == 2
-    assert "exists already" in capfd.readouterr().err
-    assert (run / "final.json").read_bytes() == before
-
-    checkpoint = final["rows"][0]["checkpoint"]
-    wanted = ["--json", "again.json", "--figure", "found.png"]
-    assert evaluate.main(["--checkpoint", checkpoint, *wanted]) == 0
-    figure = np.asarray(Image.open("found.png").convert("RGB")).astype(int)
-    red = (figure[..., 0] > 250) & (figure[..., 1:] < 5).all(axis=2)
-    # Three unseen classes with six photos each: four at least of ten photos are wrong.
-    assert red.sum() > 3 * 4 * 4 * 112
-    again = json.loads((here / "again.json").read_text())["rows"]
-    assert rows_by_key(again) == pytest.approx(rows_by_key(final["rows"]), abs=1e-6)
+def smoke(**settings):
+    """The options of a training of seconds."""
+    usual = {**tune.SMOKE_TEST, "network.backbone": "efficientnet_lite0"}
+    usual["data.validation_classes"] = 2
+    return [f"--set={name}={value}" for name, value in (usual | settings).items()]
 
 
 def as_sketchy(drawings, root):
@@ -128,13 +76,13 @@ def as_sketchy(drawings, root):
     return root
 
 
+@pytest.mark.slow
 def test_the_released_recipe_keeps_the_epoch_that_rates_held_out_sketches_best(
     here, attached, drawings, capfd
 ):
     root = as_sketchy(drawings, here / "Sketchy")
-    settings = {**tune.SMOKE_TEST, "network.backbone": "efficientnet_lite0", "train.epochs": 2}
-    given = [f"--set={name}={value}" for name, value in settings.items()]
-    data = ["--data", f"sketchy={root}", "--set=data.validation_classes=2"]
+    given = smoke(**{"train.epochs": 2})
+    data = ["--data", f"sketchy={root}"]
     assert train.main([*data, *given, "--recipe", "release", "--name", "released"]) == 0
     checkpoint = Path(capfd.readouterr().out.splitlines()[-1])
     about = json.loads((checkpoint / "about.json").read_text())
@@ -159,10 +107,8 @@ def test_the_released_recipe_keeps_the_epoch_that_rates_held_out_sketches_best(
 
 @pytest.mark.slow
 def test_a_training_that_diverges_ends_and_says_so(here, attached, drawings, capfd):
-    settings = {**tune.SMOKE_TEST, "network.backbone": "efficientnet_lite0"}
-    settings |= {"network.weights": "none", "optimizer.lr": 1e30, "train.epochs": 5}
-    given = [f"--set={name}={value}" for name, value in settings.items()]
-    data = ["--data", f"folder:toy={drawings}", "--set=data.validation_classes=2"]
+    given = smoke(**{"network.weights": "none", "optimizer.lr": 1e30, "train.epochs": 5})
+    data = ["--data", f"folder:toy={drawings}"]
     assert train.main([*data, *given, "--name", "lost", "--workers", "1"]) == 2
     said = capfd.readouterr()
     assert "The training diverged in epoch 1 of 5: its loss is no number" in said.err
@@ -171,22 +117,26 @@ def test_a_training_that_diverges_ends_and_says_so(here, attached, drawings, cap
 
 def test_one_training_and_its_checkpoint(here, attached, drawings, capfd, monkeypatch):
     monkeypatch.setattr(Resources, "decoders", 1)  # as beside a GPU
-    settings = {**tune.SMOKE_TEST, "network.backbone": "efficientnet_lite0"}
-    settings |= {"data.validation_classes": 2, "network.weights": "none"}
-    given = [f"--set={name}={value}" for name, value in settings.items()]
     data = ["--data", f"folder:toy={drawings}"]
+    given = smoke(**{"network.weights": "none"})
     assert train.main([*data, *given, "--name", "one", "--workers", "1"]) == 0
     checkpoint = Path(capfd.readouterr().out.splitlines()[-1])
     assert {"state.pt", "about.json"} <= {path.name for path in checkpoint.iterdir()}
+    assert train.main([*data, "--resume", "--name", "one", "--set=loss.tau=0.5"]) == 2
+    assert "disagree on" in capfd.readouterr().err
 
+
+@pytest.mark.slow
+def test_a_training_that_is_complete_is_not_repeated(here, attached, drawings, capfd):
+    data = ["--data", f"folder:toy={drawings}", *smoke(**{"network.weights": "none"})]
+    assert train.main([*data, "--name", "one", "--workers", "1"]) == 0
+    checkpoint = Path(capfd.readouterr().out.splitlines()[-1])
     before = (checkpoint / "state.pt").read_bytes()
     assert train.main(["--resume", "--name", "one", "--workers", "1"]) == 0
     again = capfd.readouterr().out
     assert "Random weights: these numbers say nothing" in again
     assert Path(again.splitlines()[-1]) == checkpoint
     assert (checkpoint / "state.pt").read_bytes() == before
-    assert train.main([*data, "--resume", "--name", "one", "--set=loss.tau=0.5"]) == 2
-    assert "disagree on" in capfd.readouterr().err
 
     state = torch.load(checkpoint / "state.pt", weights_only=True)
     state["network"]["embedding.bias"].fill_(torch.nan)

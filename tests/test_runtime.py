@@ -81,6 +81,18 @@ def test_one_node_may_keep_its_checkpoints_itself(connected):
     assert "ray get-auth-token" in connected
 
 
+def test_many_nodes_want_storage_that_all_of_them_reach(connected, monkeypatch, tmp_path):
+    (node,) = ray.nodes()
+    monkeypatch.setattr(ray, "nodes", lambda: [node, node])
+    with pytest.raises(UserError, match="is a folder of one node, but this Ray cluster has 2"):
+        check_storage_reaches_all(str(tmp_path))
+    check_storage_reaches_all(f"file://{tmp_path}/new")
+    monkeypatch.setattr(runtime, "_sees", lambda path: False)
+    with pytest.raises(UserError, match="does not see this folder"):
+        check_storage_reaches_all(f"file://{tmp_path}")
+    assert not list((tmp_path / "new").iterdir())
+
+
 def test_an_address_where_nobody_answers(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(UserError, match="No Ray cluster answers at"), ray_cluster():
@@ -190,6 +202,7 @@ def ask(address, wait, mode, workers=3):
     ).stdout
 
 
+@pytest.mark.slow
 def test_nodes_that_an_autoscaler_adds_are_awaited(growing):
     assert "it asks for a token; set RAY_AUTH_MODE=token" in ask(growing, 1, "disabled")
     assert "has 1 and can grow to 3" in ask(growing, 60, "token", workers=4)

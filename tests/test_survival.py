@@ -14,10 +14,13 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from ray.cluster_utils import Cluster
 
-from tests.conftest import processes_with
+from dsn_ray import tune
+from tests.conftest import processes_with, rows_by_key
 
 EPOCHS = 4
 
@@ -78,16 +81,14 @@ def nodes():
 
 
 class Command:
-    """`dsn_ray.tune` in a process of its own."""
+    """A command in a process of its own."""
 
-    def __init__(self, folder, address, options):
+    def __init__(self, folder, verb, options):
         self.started = time.monotonic()
         self.said = folder / f"said-{time.monotonic_ns()}"
-        places = {"RAY_ADDRESS": address, "XDG_CACHE_HOME": str(folder / "cache")}
         with self.said.open("wb") as said:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "dsn_ray.tune", *options],
-                env=os.environ | places,
+                [sys.executable, "-m", f"dsn_ray.{verb}", *options],
                 cwd=folder,
                 stdout=said,
                 stderr=subprocess.STDOUT,
@@ -110,8 +111,8 @@ class Command:
 
 
 @contextmanager
-def running(folder, address, *options):
-    command = Command(folder, address, options)
+def running(folder, verb, *options):
+    command = Command(folder, verb, options)
     try:
         yield command
     finally:
@@ -133,31 +134,69 @@ def trials_of(folder):
     return [json.loads(line) for line in lines]
 
 
-def test_a_sweep_survives_a_worker_a_node_and_its_driver(tmp_path, nodes, drawings):
+def test_a_sweep_from_start_to_table_while_its_machines_die(
+    tmp_path, nodes, drawings, cache, monkeypatch, capfd
+):
     address = nodes.cluster.address
-    asked = options(tmp_path, drawings, trials=3)
-    with running(tmp_path, address, *asked) as sweep:
-        sweep.wait_for("trial 2/3 epoch 1/")
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.chdir(tmp_path)
+    asked = options(tmp_path, drawings, trials=2)
+    run = tmp_path / "runs" / "s"
+    with running(tmp_path, "tune", *asked) as sweep:
+        sweep.wait_for("trial 2/2 epoch 1/")
         os.kill(nodes.workers[0], signal.SIGKILL)
-        sweep.wait_for("trial 2/3 epoch 3/")
+        sweep.wait_for("trial 2/2 epoch 2/")
         nodes.lose_one()
-        sweep.wait_for("trial 3/3 epoch 2/")
+        sweep.wait_for("trial 2/2 epoch 3/")
         sweep.process.kill()
-        sweep.end()
+        _, said = sweep.end()
+    assert "1 pictures did not decode" in said
+    assert "Ray dashboard: http://127.0.0.1:" in said
+    assert f"Ray's messages go to {run / 'ray.log'}" in said
     before = trials_of(tmp_path)
-    assert [trial["state"] for trial in before] == ["finished"] * 2
-    assert not (tmp_path / "runs" / "s" / "final.json").exists()
+    assert [trial["state"] for trial in before] == ["finished"]
+    assert not (run / "final.json").exists()
 
-    with running(tmp_path, address, "--resume", *asked[-6:]) as resumed:
+    with running(tmp_path, "tune", "--resume", *asked[-6:]) as resumed:
         status, said = resumed.end()
     assert status == 0, said
-    assert "trial 3/3 epoch 1/" not in said  # it goes on from its last checkpoint
-    assert "trial 1/3" not in said
+    assert said.splitlines()[-1] == str(run)
+    assert "epoch 1/4 mAP" not in said  # it goes on from its last checkpoint
     after = trials_of(tmp_path)
-    assert after[:2] == before
-    assert [trial["epochs"] for trial in after] == [EPOCHS] * 3
-    assert {trial["value"] for trial in after} == {after[0]["value"]}
-    final = json.loads((tmp_path / "runs" / "s" / "final.json").read_text())
-    assert len(final["rows"]) == 8
+    assert after[0] == before[0]
+    assert [trial["number"] for trial in after] == [1, 2]
+    assert [trial["epochs"] for trial in after] == [EPOCHS] * 2
+    assert after[1]["value"] == after[0]["value"]
+    assert after[1]["parameters"] == {"memory.k": 11}
     left = sorted(path.name for path in (tmp_path / "shared" / "s" / "trials").iterdir())
     assert left == ["trial1-seed0"]  # the best; what came to the same is deleted
+
+    final = json.loads((run / "final.json").read_text())
+    assert len(final["rows"]) == 8
+    for row in final["rows"]:
+        assert row["dataset"] == "folder:toy"
+        assert row["parameters"] == {"memory.k": 10}
+        assert (row["queries"], row["gallery"], row["dim"], row["seed"]) == (18, 18, 64, 0)
+        assert 0 < row["value"] <= 1
+    assert {row["codes"] for row in final["untrained"]} == {"real"}
+    checkpoint = Path(final["rows"][0]["checkpoint"])
+    about = json.loads((checkpoint / "about.json").read_text())
+    assert set(about["classes"]) == {"circle", "square", "triangle", "cross", "ladder"}
+
+    again = ["--resume", *asked[-6:-2], "--set", "loss.tau=0.2", *asked[:4], "--smoke-test"]
+    assert tune.main(again) == 2
+    assert "disagree on" in capfd.readouterr().err
+    assert tune.main(asked) == 2
+    assert "exists already" in capfd.readouterr().err
+
+    wanted = ["--json", "again.json", "--figure", "found.png", "--workers", "1"]
+    with running(tmp_path, "evaluate", "--checkpoint", str(checkpoint), *wanted) as evaluated:
+        status, said = evaluated.end()
+    assert status == 0, said
+    figure = np.asarray(Image.open("found.png").convert("RGB")).astype(int)
+    red = (figure[..., 0] > 250) & (figure[..., 1:] < 5).all(axis=2)
+    # Three unseen classes with six photos each: four at least of ten photos are wrong.
+    assert red.sum() > 3 * 4 * 4 * 112
+    rated = json.loads((tmp_path / "again.json").read_text())["rows"]
+    assert rows_by_key(rated) == pytest.approx(rows_by_key(final["rows"]), abs=1e-6)
