@@ -39,7 +39,7 @@ set:
 
 
 class Nodes:
-    """A Ray cluster of a head, where the pictures lie, and a node, with two CPUs each."""
+    """A Ray cluster of a head, where the pictures lie, and a node, with one CPU each."""
 
     def __init__(self):
         self.mark = f"DSN_RAY_TEST={id(self)}"
@@ -47,7 +47,7 @@ class Nodes:
         self.cluster = Cluster(
             initialize_head=True,
             head_node_args={
-                "num_cpus": 2,
+                "num_cpus": 1,
                 "include_dashboard": True,
                 "dashboard_port": 0,
                 "object_store_memory": 200 * 2**20,
@@ -65,7 +65,7 @@ class Nodes:
         assert not self.workers
 
     def add(self):
-        return self.cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
+        return self.cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
 
     def lose_one(self):
         """Kills a node with all that runs on it; another one comes in its place."""
@@ -125,7 +125,7 @@ def options(folder, drawings, trials):
     return [
         *("--space", "space.yaml", "--data", f"folder:toy={drawings}", "--smoke-test"),
         *("--trials", str(trials), "--set", f"train.epochs={EPOCHS}"),
-        *("--storage", f"file://{folder}/shared", "--name", "s", "--cpus-per-worker", "2"),
+        *("--storage", f"file://{folder}/shared", "--name", "s", "--cpus-per-worker", "1"),
     ]
 
 

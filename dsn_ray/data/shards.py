@@ -79,6 +79,9 @@ class Shards:
         import ray
         import ray.data
 
+        # Ray's newer reader starts actors of a whole CPU each to look at a few footers: seconds for
+        # every read, and for ever where actors of ours have left no CPU whole.
+        ray.data.DataContext.get_current().use_datasource_v2 = False
         count = self.counts[f"{split}/{domain}"]
         cpus = int(ray.cluster_resources().get("CPU", 1))
         return ray.data.read_parquet(
