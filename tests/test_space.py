@@ -70,6 +70,15 @@ def changed(key, value):
         ("first", [{"loss.lambda1": 0.1}], "each setting must name loss.lambda1, memory.k"),
         ("first", [{"loss.lambda1": 5.0, "memory.k": 3}], "lies outside its own distribution"),
         ("set", {"loss.alpha": 1}, "set: loss.alpha is not a setting"),
+        ("set", {"memory.k": 1}, "memory.k varies, and cannot be fixed here too"),
+        ("variants", {"a": {}}, "either parameters to search or variants to compare"),
+        ("metric", "loss", "metric is not a known key"),
+        ("parameters/data.px", {"choices": [64, 96]}, "or compare variants"),
+        ("parameters/train.seed", {"choices": [0, 1]}, "budget.seeds is the number of seeds"),
+        ("parameters/memory.k/when", {"loss.tau": 1}, "loss.tau is no earlier parameter; "),
+        ("parameters/memory.k/when", {"loss.lambda1": 7}, "loss.lambda1 is never 7"),
+        ("sampler", {"name": "grid"}, "a grid takes choices, not a range"),
+        ("budget", {"trials": 2, "seeds": 3}, "with several seeds of a setting no scheduler"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_with_file_and_key(tmp_path, key, value, message):
@@ -100,3 +109,31 @@ def test_a_misspelt_key_is_named_before_the_one_that_is_missing(tmp_path):
 
 def test_describe_is_short():
     assert describe({"loss.lambda1": 0.123456, "memory.k": 7}) == "lambda1=0.123 k=7"
+
+
+def test_the_line_of_what_is_wrong_is_named(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text(
+        "parameters:\n  loss.lambda1:\n    distribution: uniform\n    low: 2\n    high: 1\n"
+        "budget: {trials: 3}\n"
+    )
+    with pytest.raises(UserError, match=r"bad\.yaml, line 2: parameters\.loss\.lambda1: low must"):
+        load_space(path)
+    path.write_text("variants:\n  a: {}\n  b:\n    loss.tua: 1\n")
+    with pytest.raises(UserError, match=r"bad\.yaml, line 3: variants: b: loss\.tua is not"):
+        load_space(path)
+
+
+def test_cma_es_takes_ranges_only(tmp_path):
+    tree = changed("sampler", {"name": "cmaes"})
+    tree["parameters"]["memory.k"] = {"choices": [1, 2]}
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(UserError, match="CMA-ES takes ranges, without conditions"):
+        load_space(tmp_path / "bad.yaml")
+
+
+def test_variants_are_checked(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text("variants: {a: {recipe: papier}}")
+    with pytest.raises(UserError, match="recipe papier is none of paper, release"):
+        load_space(path)

@@ -50,3 +50,36 @@ def test_a_sweep_from_python_is_the_one_from_the_command_line(monkeypatch):
 def test_a_sweep_is_read_back_from_what_it_writes():
     sweep = asked("--recipe", "release", "--seeds", "3")
     assert Sweep.parse(yaml.safe_load(yaml.safe_dump(sweep.tree()))) == sweep
+
+
+def test_variants_start_from_their_recipe_on_each_data_set():
+    data = ["--data", "sketchy=S", "--data", "tuberlin=T"]
+    space = ["--space", "search_spaces/recipes.yaml", "--set", "loss.tau=0.2"]
+    sweep = _asked(_arguments().parse_args([*space, *data]))
+    assert (sweep.trials, sweep.seeds) == (0, 3)
+    (paper, _, on_paper), (release, settings, on_release) = sweep.finalists([])
+    assert (paper, release) == ("paper", "release")
+    assert settings == {"recipe": "release"}
+    assert on_paper["sketchy"] == Config().with_settings({"loss.tau": 0.2})
+    assert on_release["sketchy"].data.photos_per_batch == 64
+    assert on_release["tuberlin"].data.photos_per_batch == 81
+    assert on_release["tuberlin"].loss.tau == 0.2
+    assert Sweep.parse(yaml.safe_load(yaml.safe_dump(sweep.tree()))) == sweep
+
+
+def test_all_points_of_a_grid_can_be_finalists():
+    grid = ["--space", "search_spaces/figure3.yaml", "--data", "sketchy=S"]
+    sweep = _asked(_arguments().parse_args(grid))
+    tried = sweep.space.grid()
+    assert sweep.trials == len(tried) == 16
+    labels = [label for label, *_ in sweep.finalists(tried)]
+    assert labels[0] == "lambda1=0.01 lambda2=0.01"
+    assert len(set(labels)) == 16
+
+
+def test_seeds_are_three_but_one_on_the_embedded_data():
+    embedded = _asked(_arguments().parse_args(["--space", "search_spaces/lambdas.yaml"]))
+    assert embedded.seeds == 1
+    assert asked().seeds == 3
+    assert asked("--seeds", "5").seeds == 5
+    assert asked("--smoke-test").seeds == 1
