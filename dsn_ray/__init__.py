@@ -27,7 +27,12 @@
     figures.py      pictures of what a search finds
     learner.py      one worker's training state and step
     worker.py       what every Ray Train worker runs
-    search.py, progress.py, final.py    a sweep's searcher, its view, and the final job
+    search.py       who proposes trials and who stops them
+    trials.py       running them with Ray Tune
+    progress.py     what a person sees of them
+    final.py        the final job
+    tables.py       its results, means, spreads and noise
+    plan.py         what a sweep would run
     runtime.py      Ray's start-up
     cli.py          what the commands share
     prepare, train, tune, evaluate, retrieve, mask .py    the verbs: python -m dsn_ray.<verb>

@@ -8,14 +8,16 @@ to.
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 from PIL import Image
 from ray.cluster_utils import Cluster
 
@@ -200,3 +202,136 @@ def test_a_sweep_from_start_to_table_while_its_machines_die(
     assert red.sum() > 3 * 4 * 4 * 112
     rated = json.loads((tmp_path / "again.json").read_text())["rows"]
     assert rows_by_key(rated) == pytest.approx(rows_by_key(final["rows"]), abs=1e-6)
+
+
+FILL = """
+import sys, time
+import numpy as np
+import ray
+
+ray.init(address=sys.argv[1], log_to_driver=False)
+held = [ray.put(np.random.default_rng(n).bytes(20 * 2**20)) for n in range(20)]
+print("full", flush=True)
+time.sleep(600)
+"""
+
+
+@contextmanager
+def full_object_store(address):
+    """Puts twice as much into the head's object store as it holds."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", FILL, address], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline().strip() == "full"
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def give_notice(nodes):
+    """Tells Ray that the node will be taken away, as clouds do with spot machines."""
+    command = ["drain-node", "--address", nodes.cluster.address, "--node-id", nodes.node.node_id]
+    reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+    ray = str(Path(sys.executable).with_name("ray"))
+    subprocess.run(
+        [ray, *command, *reason, "--deadline-remaining-seconds", "20"], check=True, timeout=60
+    )
+
+
+@pytest.mark.slow
+def test_a_sweep_survives_a_hang_a_notice_and_a_full_object_store(
+    tmp_path, nodes, drawings, cache, monkeypatch
+):
+    monkeypatch.setenv("RAY_ADDRESS", nodes.cluster.address)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    asked = options(tmp_path, drawings, trials=4)
+    with running(tmp_path, "tune", *asked, "--patience", "30") as sweep:
+        sweep.wait_for("trial 2/4 epoch 1/")
+        os.kill(nodes.workers[0], signal.SIGSTOP)
+        sweep.wait_for("trial 3/4 epoch 1/")
+        give_notice(nodes)
+        time.sleep(5)
+        nodes.lose_one()
+        sweep.wait_for("trial 4/4 epoch 1/")
+        with full_object_store(nodes.cluster.address):
+            status, said = sweep.end()
+    assert status == 0, said
+    trials = trials_of(tmp_path)
+    assert [trial["epochs"] for trial in trials] == [EPOCHS] * 4
+    assert {trial["value"] for trial in trials} == {trials[0]["value"]}
+    assert (tmp_path / "runs" / "s" / "final.json").exists()
+
+
+@pytest.mark.slow
+def test_trials_that_fail_or_diverge_do_not_end_a_sweep(
+    tmp_path, nodes, drawings, cache, monkeypatch
+):
+    monkeypatch.setenv("RAY_ADDRESS", nodes.cluster.address)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    asked = options(tmp_path, drawings, trials=3)
+    (tmp_path / "space.yaml").write_text(
+        "parameters:\n"
+        "  optimizer.lr: {choices: [1.0e-3, 1.0e+30]}\n"
+        "  memory.k: {choices: [1000000000, 10], when: {optimizer.lr: 1.0e-3}}\n"  # terabytes
+        "sampler: {name: grid}\n"
+        "scheduler: {name: none}\n"
+        "set: {network.backbone: efficientnet_lite0, data.validation_classes: 2}\n"
+    )
+    with running(tmp_path, "tune", *asked) as sweep:
+        status, said = sweep.end(500)
+    assert status == 0, said
+    trials = trials_of(tmp_path)
+    assert [trial["state"] for trial in trials] == ["failed", "finished", "diverged"]
+    final = json.loads((tmp_path / "runs" / "s" / "final.json").read_text())
+    assert final["setting"] == {"optimizer.lr": 1e-3, "memory.k": 10}
+
+
+@contextmanager
+def head(folder, port):
+    """A head of its own, as `ray start` makes one; all of it is killed in the end."""
+    mark = f"{folder}-{time.monotonic_ns()}"
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"]
+    sizes = ["--num-cpus=2", "--object-store-memory=200000000", "--dashboard-port=0"]
+    log = folder / "head.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [*command, f"--port={port}", *sizes],
+            env=os.environ | {"DSN_RAY_TEST": mark},
+            stdout=out,
+            stderr=out,
+        )
+    try:
+        deadline = time.monotonic() + 90
+        while b"Ray runtime started" not in log.read_bytes():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        yield f"{ray.util.get_node_ip_address()}:{port}"
+    finally:
+        process.kill()
+        for pid in processes_with(f"DSN_RAY_TEST={mark}"):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_after_its_head_was_killed(tmp_path, drawings, cache, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    asked = options(tmp_path, drawings, trials=2)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with head(tmp_path, port) as address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        sweep = Command(tmp_path, "tune", asked)
+        sweep.wait_for("trial 2/2 epoch 2/")
+    status, _ = sweep.end(180)
+    assert status != 0
+    with head(tmp_path, port), running(tmp_path, "tune", "--resume", *asked[-6:]) as resumed:
+        status, said = resumed.end()
+    assert status == 0, said
+    assert "epoch 1/4 mAP" not in said
+    first, second = trials_of(tmp_path)
+    assert first["value"] == second["value"]
