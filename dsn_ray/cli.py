@@ -315,7 +315,9 @@ AskedT = TypeVar("AskedT", bound=Asked)
 def save_settings(asked: Asked, run: Run) -> None:
     """Writes a run's `config.yaml`, from which it can be resumed."""
     text = yaml.safe_dump(asked.tree(), sort_keys=False, allow_unicode=True)
-    (run.folder / "config.yaml").write_text(text, encoding="utf-8")
+    unfinished = run.folder / "config.unfinished.yaml"
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(run.folder / "config.yaml")
 
 
 def resumed(
@@ -351,6 +353,8 @@ def resumed(
                 f"{' and more' if len(changed) > 3 else ''}; leave these options out, give "
                 "--allow-changed to go on with what they say, or choose another --name."
             )
+        if changed:
+            save_settings(asked, run)
         return run, asked
     return run, kept
 

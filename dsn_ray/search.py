@@ -111,7 +111,7 @@ class StudySearcher(PacedSearcher):
             first_seed: of the trainings of each setting.
         """
         super().__init__(room, metric)
-        self._study, self._space, self._trials = study, space, trials
+        self._study, self._space = study, space
         self._last_epoch = last_epoch
         self._seeds = range(first_seed, first_seed + space.budget.seeds)
         for point in space.grid()[:trials] if space.sampler.name == "grid" else space.first:

@@ -473,7 +473,6 @@ def main(arguments: list[str] | None) -> None:
 
         print_plan(sweep, shape)
     elif parsed.resume:
-        cli.save_settings(sweep, run)
         _run(sweep, run, shape, parsed.final_only)
     else:
         _start(sweep, parsed.name, parsed.space.stem, parsed.storage, shape)

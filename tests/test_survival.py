@@ -234,9 +234,9 @@ def give_notice(nodes):
     """Tells Ray that the node will be taken away, as clouds do with spot machines."""
     command = ["drain-node", "--address", nodes.cluster.address, "--node-id", nodes.node.node_id]
     reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
-    ray = str(Path(sys.executable).with_name("ray"))
+    program = str(Path(sys.executable).with_name("ray"))
     subprocess.run(
-        [ray, *command, *reason, "--deadline-remaining-seconds", "20"], check=True, timeout=60
+        [program, *command, *reason, "--deadline-remaining-seconds", "20"], check=True, timeout=60
     )
 
 
