@@ -42,7 +42,8 @@ def connected(attached):
         (Shape(workers=1), Resources(1, 2.0, 0.0, 1)),
         (Shape(workers=4), Resources(4, 0.5, 0.0, 1)),
         (Shape(concurrent=2), Resources(2, 0.5, 0.0, 2)),
-        (Shape(cpus_per_worker=0.25), Resources(2, 0.25, 0.0, 1)),
+        (Shape(cpus_per_worker=0.25), Resources(2, 0.25, 0.0, 4)),
+        (Shape(cpus_per_worker=0.25, concurrent=2), Resources(2, 0.25, 0.0, 2)),
     ],
 )
 def test_the_machines_cpus_are_shared_out(connected, shape, expected):
@@ -56,8 +57,8 @@ def test_the_machines_cpus_are_shared_out(connected, shape, expected):
         ([{"CPU": 16, "GPU": 4}], Shape(), Resources(2, 4.0, 1.0, 2)),
         ([{"CPU": 16, "GPU": 1}], Shape(gpus_per_worker=0), Resources(2, 8.0, 0.0, 1)),
         ([{"CPU": 2}] * 3, Shape(), Resources(2, 2.0, 0.0, 1)),
-        ([{"CPU": 2}] * 2, Shape(workers=1), Resources(1, 2.0, 0.0, 1)),
-        ([{"CPU": 4}, {"CPU": 2}, {"CPU": 2}], Shape(), Resources(2, 2.0, 0.0, 1)),
+        ([{"CPU": 2}] * 2, Shape(workers=1), Resources(1, 2.0, 0.0, 2)),
+        ([{"CPU": 4}, {"CPU": 2}, {"CPU": 2}], Shape(), Resources(2, 2.0, 0.0, 2)),
     ],
 )
 def test_the_share_of_a_worker_fits_a_node(monkeypatch, nodes, shape, expected):
@@ -66,6 +67,20 @@ def test_the_share_of_a_worker_fits_a_node(monkeypatch, nodes, shape, expected):
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": n} for n in nodes])
     monkeypatch.setattr(runtime, "_autoscaler_limits", lambda: None)
     assert allot(shape, said()) == expected
+
+
+def test_a_cluster_that_grows_has_room_for_more(monkeypatch):
+    nodes = [{"CPU": 4, "GPU": 2}]
+    monkeypatch.setattr(runtime, "_autoscaler_limits", lambda: None)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4, "GPU": 2})
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": n} for n in nodes])
+    one = Resources(2, 1.0, 1.0, 1)
+    assert runtime.room_for(one) == 1
+    nodes.append({"CPU": 4, "GPU": 4})
+    assert runtime.room_for(one) == 3
+    assert runtime.room_for(Resources(1, 0.5, 0.25, 1)) == 16
+    nodes.clear()
+    assert runtime.room_for(one) == 1
 
 
 def test_what_is_missing_is_said(connected):
