@@ -320,6 +320,9 @@ def head(folder, port):
 @pytest.mark.slow
 def test_a_sweep_goes_on_after_its_head_was_killed(tmp_path, drawings, cache, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    (tmp_path / "token").write_text("a" * 64)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
     asked = options(tmp_path, drawings, trials=2)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
