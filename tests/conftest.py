@@ -1,6 +1,7 @@
 """What several tests share: one Ray cluster, and a small data set of drawings."""
 
 import json
+import logging
 import os
 import socket
 from pathlib import Path
@@ -14,6 +15,8 @@ ALLOWED_SKIPS = ("no GPU", "no namespaces", "wordnet-base is not installed")
 SHAPES = ("circle", "square", "triangle", "cross", "ladder", "zigzag", "diamond", "arrow")
 UNSEEN = ("zigzag", "diamond", "arrow")
 PER_CLASS = 6
+
+logging.raiseExceptions = False  # Ray's handlers outlive the streams that pytest lends to a test
 
 
 @pytest.hookimpl(wrapper=True)

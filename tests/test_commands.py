@@ -259,12 +259,13 @@ def test_features_of_ones_own_are_rated(here, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["in the second trial", "in the final training"])
-def test_ctrl_c_ends_cleanly_and_the_sweep_goes_on(here, drawings, moment):
+def test_ctrl_c_ends_cleanly_and_the_sweep_goes_on(here, drawings, moment, tmp_path_factory):
     """A sweep with a Ray of its own, stopped by Ctrl-C, resumed to its end."""
     command = [sys.executable, "-m", "dsn_ray.tune"]
     given = ["--space", "space.yaml", "--data", f"folder:toy={drawings}", "--smoke-test"]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     environment["DSN_RAY_TEST"] = str(here)
+    environment["RAY_TMPDIR"] = str(tmp_path_factory.mktemp("ray"))  # finds nobody else's cluster
     record = here / "runs" / "stopped" / "trials.jsonl"
     with (here / "said").open("w") as said:
         running = subprocess.Popen(

@@ -1,0 +1,74 @@
+"""What orchestration costs: a sweep of 8 trials beside the time that their steps took, in one run.
+
+    python benchmarks/overhead.py --work FOLDER [--epochs N]
+
+Runs the sweep command on the embedded data, one trial at a time and each to its end, and stops it
+by Ctrl-C before the final job. Choose the epochs so that a trial's steps take two minutes. The time
+of the command is everything from its start: Ray's, the pictures', each trial's start, validation
+and checkpoints.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+TRIALS = 8
+SPACE = """
+parameters:
+  loss.lambda1: {{distribution: loguniform, low: 0.01, high: 1.0}}
+sampler: {{name: random}}
+scheduler: {{name: none}}
+budget: {{trials: {trials}}}
+set: {{train.epochs: {epochs}}}
+"""
+
+
+def main() -> None:
+    """Runs the sweep and prints the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--epochs", type=int, default=6)
+    parsed = parser.parse_args()
+    shutil.rmtree(parsed.work, ignore_errors=True)
+    parsed.work.mkdir(parents=True)
+    space = parsed.work / "space.yaml"
+    space.write_text(SPACE.format(trials=TRIALS, epochs=parsed.epochs))
+    record = parsed.work / "runs" / "overhead" / "trials.jsonl"
+    command = [sys.executable, "-m", "dsn_ray.tune", "--space", "space.yaml", "--name", "overhead"]
+
+    started = time.perf_counter()
+    sweep = subprocess.Popen(
+        [*command, "--concurrent", "1"],
+        cwd=parsed.work,
+        env={**os.environ, "XDG_CACHE_HOME": str(parsed.work.resolve() / "cache")},
+    )
+    try:
+        while len(trials := _lines(record)) < TRIALS:
+            if sweep.poll() is not None:
+                raise SystemExit(f"The sweep ended after {len(trials)} trials.")
+            time.sleep(0.5)
+        took = time.perf_counter() - started
+    finally:
+        if sweep.poll() is None:
+            sweep.send_signal(signal.SIGINT)
+            sweep.wait(timeout=120)
+    steps = [trial["seconds"] for trial in trials]
+    print(f"{TRIALS} trials of {parsed.epochs} epochs, {min(steps):.0f} to {max(steps):.0f} s each")
+    print(f"command {took:.0f} s, steps {sum(steps):.0f} s, ratio {took / sum(steps):.3f}")
+
+
+def _lines(record: Path) -> list[dict[str, float]]:
+    """The trials that have ended."""
+    if not record.exists():
+        return []
+    return [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()]
+
+
+if __name__ == "__main__":
+    main()
