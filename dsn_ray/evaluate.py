@@ -178,8 +178,9 @@ def main(arguments: list[str] | None) -> None:
 
 
 def _print(rows: list[Row]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from dsn_ray.runtime import people_console
 
     table = Table("codes", "protocol", "metric", "value", "queries", "gallery", "ties")
     meaningless = False
@@ -191,9 +192,10 @@ def _print(rows: list[Row]) -> None:
             f"{row['value']:.4f}{'*' * small}",
             *(str(row["queries"]), str(row["gallery"]), row["ties"]),
         )
-    Console().print(table)
+    console = people_console()
+    console.print(table)
     if meaningless:
-        Console().print("* The gallery has no more than K items, so this number means nothing.")
+        console.print("* The gallery has no more than K items, so this number means nothing.")
 
 
 if __name__ == "__main__":

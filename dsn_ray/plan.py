@@ -89,11 +89,12 @@ def _merged(stages: list[Stage]) -> list[Stage]:
 
 def print_plan(sweep: "Sweep", shape: "Shape") -> None:
     """Prints the stages, and what they add up to; starts nothing."""
-    from rich.console import Console
     from rich.table import Table
 
+    from dsn_ray.runtime import people_console
+
     stages = plan(sweep, shape)
-    console = Console(highlight=False, markup=False)
+    console = people_console()
     table = Table("what", "trainings", "epochs each", "pictures per epoch", "checkpoints")
     for stage in stages:
         table.add_row(

@@ -90,12 +90,11 @@ def main(arguments: list[str] | None) -> None:
     cli.check_file(parsed.save, "--save")
     opened = open_checkpoint(parsed.checkpoint)
 
-    from rich.console import Console
-
     from dsn_ray.data.storage import cache_folder
     from dsn_ray.gallery import embed, open_gallery
+    from dsn_ray.runtime import people_console
 
-    console = Console(highlight=False, markup=False)
+    console = people_console()
     pictures = [read_sketch(path, opened.config.data.px) for path in parsed.sketches]
     with cli.progress_bar(console, "looking at new photos") as progress:
         gallery = open_gallery(opened, parsed.gallery, cache_folder(), progress)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 from rich.console import Console
@@ -22,6 +22,7 @@ _RAY_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, which says how to go on
 }
+_WIDTH_OF_FILES = 140
 _BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 
 
@@ -292,6 +293,17 @@ def _sees(path: str) -> bool:
     return Path(path).exists()
 
 
+def people_console(file: IO[str] | None = None) -> Console:
+    """A console for people, on standard output where no other file is given.
+
+    A file or a pipe has no width of its own; tables get room there.
+    """
+    console = Console(file=file, highlight=False, markup=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _WIDTH_OF_FILES
+    return console
+
+
 @contextmanager
 def chatter_to(log: Path) -> Iterator[Console]:
     """Sends all that Ray and its libraries print to a file, and keeps the terminal for people.
@@ -308,7 +320,7 @@ def chatter_to(log: Path) -> Iterator[Console]:
     with log.open("ab", buffering=0) as sink, os.fdopen(os.dup(1), "w") as terminal:
         os.dup2(sink.fileno(), 1)
         os.dup2(sink.fileno(), 2)
-        console = Console(file=terminal, highlight=False, markup=False)
+        console = people_console(terminal)
         try:
             with warnings_shown_by(lambda text: console.print(text, soft_wrap=True)):
                 yield console

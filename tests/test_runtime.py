@@ -280,12 +280,14 @@ def test_resources_on_one_line():
     assert Resources(2, 1.0, 0.0, 1).per_worker == {"CPU": 1.0}
 
 
-def test_chatter_goes_to_the_file_and_comes_back(tmp_path, capfd):
+def test_chatter_goes_to_the_file_and_comes_back(tmp_path, capfd, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
     log = tmp_path / "chatter.log"
     with chatter_to(log) as console:
         os.write(1, b"from below\n")
         os.write(2, b"from its neighbour\n")
         console.print("for people")
+        assert console.width == 140
     print("afterwards")
     captured = capfd.readouterr()
     assert captured.out == "for people\nafterwards\n"
