@@ -2,16 +2,17 @@
 # make lint   ruff and mypy                  make test-slow   the long ones
 #                                            make test-system   these, and what wants Debian packages
 # make bench SKETCHY=DIR   speed, beside plain loops (benchmarks/RESULTS.md); needs 10 GB in .bench
-# make pictures CHECKPOINT=DIR   the README's picture, from a checkpoint of the demonstration
+# make pictures OF=runs/NAME   the README's pictures, from a run of the demonstration
 PYTHON ?= python3
 VENV := .venv
+PACKAGES := wordnet-base chromium prometheus openssh-server rsync iproute2
 RUN := $(VENV)/bin/python
 
 .PHONY: demo test test-slow test-system bench pictures lint format clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[demo,report,serve,dev]'
 	touch $@
 
 demo: $(VENV)/.installed
@@ -24,14 +25,16 @@ test-slow: $(VENV)/.installed
 	$(RUN) -m pytest -m slow
 
 test-system: $(VENV)/.installed
-	-test -d /usr/share/wordnet || (apt-get update -qq && apt-get install -qq -y wordnet-base)
+	-(test -d /usr/share/wordnet && which chromium prometheus sshd rsync ip) > /dev/null || \
+		(apt-get update -qq && apt-get install -qq -y $(PACKAGES))
 	$(RUN) -m pytest -m "system or slow"
 
 bench: $(VENV)/.installed
 	$(RUN) benchmarks/data.py $(SKETCHY) --work .bench
+	$(RUN) benchmarks/search.py
 
 pictures: $(VENV)/.installed
-	$(RUN) -m dsn_ray.evaluate --checkpoint $(CHECKPOINT) --figure docs/retrieval.png
+	$(RUN) docs/pictures.py $(OF)
 
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check .

@@ -31,8 +31,8 @@ from dsn_ray.data.pictures import Pictures, load_pictures
 from dsn_ray.data.preparing import checked, prepare_shards
 from dsn_ray.data.shards import Shards
 from dsn_ray.data.storage import Folder
-from dsn_ray.data.stream import Decoders, PairStream
-from dsn_ray.data.views import decode, three_views
+from dsn_ray.data.stream import AUGMENTED_VIEWS, Decoders, PairStream
+from dsn_ray.data.views import decode, random_views
 from dsn_ray.runtime import ray_cluster
 
 PX = 224
@@ -104,7 +104,7 @@ class InMemory(Dataset[torch.Tensor]):
     def __getitem__(self, index: int) -> torch.Tensor:
         random = np.random.default_rng(index)
         picture = decode(self._encoded[index], PX)
-        return torch.from_numpy(three_views(picture, False, random, AugmentConfig()))
+        return torch.from_numpy(random_views(picture, False, random, AugmentConfig()))
 
 
 def plain_reading(encoded: list[bytes]) -> float:
@@ -140,8 +140,9 @@ def our_reading(shards: Shards, share: float, steps: int) -> tuple[float, float]
         epoch_ends="longer",
         per_class=None,
         augment=AugmentConfig(),
+        augmented=AUGMENTED_VIEWS,
         seed=0,
-        decoders=Decoders(CORES, pictures, tables, AugmentConfig(), 0),
+        decoders=Decoders(CORES, pictures, tables, AugmentConfig(), AUGMENTED_VIEWS, 0),
     )
     stream.steps = 4
     for _ in stream.epoch(0):  # the decoders start; in training they do beside the network

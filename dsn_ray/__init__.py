@@ -24,6 +24,7 @@
     checkpoint.py   trained networks on disk
     rating.py       unseen pictures -> features -> metrics, as a Ray Data job
     gallery.py      a folder of photos to search
+    web.py          the page to draw on and its search; its files are in page/
     figures.py      pictures of what a search finds
     learner.py      one worker's training state and step
     worker.py       what every Ray Train worker runs
@@ -32,10 +33,17 @@
     progress.py     what a person sees of them
     final.py        the final job
     tables.py       its results, means, spreads and noise
+    details.py      what lies behind them: per class, per recall, the photos found
+    record.py       what a run writes down of itself, and reads back
+    gauges.py       what is shown on Ray's metrics port
+    sections.py     the report's sections
+    album.py        what they are made of
+    charts.py       their plots
     plan.py         what a sweep would run
     runtime.py      Ray's start-up
+    checks/         what can be wrong in a cluster file: of `ray up`, AWS, KubeRay, Slurm
     cli.py          what the commands share
-    prepare, train, tune, evaluate, retrieve, mask .py    the verbs: python -m dsn_ray.<verb>
+    prepare, train, tune, evaluate, report, retrieve, serve, mask, cluster .py    the verbs
 
 One way through the house: catalog -> shards -> pictures -> stream -> worker (learner: network,
 objective) -> checkpoint -> features -> metrics. `model`, `objective` and `retrieval` know no Ray.

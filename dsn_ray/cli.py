@@ -85,12 +85,21 @@ def command(run: Callable[[list[str] | None], None]) -> Command:
 
 def parser(doc: str | None, module: str) -> argparse.ArgumentParser:
     """An argument parser whose help is the module's docstring, example included."""
-    return argparse.ArgumentParser(
+    made = argparse.ArgumentParser(
         prog=f"python -m {module}",
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    made.add_argument("--plain", action=_Plain, nargs=0, help="plain lines, on a terminal too")
+    return made
+
+
+class _Plain(argparse.Action):
+    """Has rich take the terminal for a file, by the variable that it has for that."""
+
+    def __call__(self, *_: object) -> None:
+        os.environ["TTY_COMPATIBLE"] = "0"
 
 
 def add_data_argument(to: argparse.ArgumentParser) -> None:
@@ -267,21 +276,26 @@ def run_folder(name: str | None, stem: str, storage: str | None) -> Iterator[Run
     try:
         yield run
     except UserError:
-        if {path.name for path in run.folder.iterdir()} <= {"config.yaml", "ray.log"}:
+        if {path.name for path in run.folder.iterdir()} <= {
+            "config.yaml",
+            "ray.log",
+            "sessions.jsonl",
+        }:
             shutil.rmtree(run.folder, ignore_errors=True)
         raise
 
 
 @contextmanager
 def resumable(module: str, run: Run, shape: "Shape", options: Sequence[str] = ()) -> Iterator[None]:
-    """Turns Ctrl-C into the command that goes on with a run, in the shape that it has.
+    """Turns Ctrl-C and SIGTERM into the command that goes on with a run, in the shape it has.
 
     Raises:
-        Interrupted: In place of `KeyboardInterrupt`.
+        Interrupted: In place of `KeyboardInterrupt`, and of `SystemExit`, which is what Ray makes
+            of SIGTERM, the signal that ends its jobs.
     """
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         asked = [
             word
             for field in dataclasses.fields(shape)

@@ -8,6 +8,7 @@ Examples:
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
@@ -17,7 +18,14 @@ import numpy as np
 from dsn_ray import cli
 from dsn_ray.checkpoint import Checkpoint, open_checkpoint
 from dsn_ray.errors import UserError
-from dsn_ray.rating import PROTOCOLS_OWN, Itq, Row, evaluate_checkpoint, load_unseen
+from dsn_ray.rating import (
+    PROTOCOLS_OWN,
+    Embedded,
+    Itq,
+    Row,
+    evaluate_checkpoint,
+    load_unseen,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -85,11 +93,18 @@ def _evaluate(
         console.print(str(shards), soft_wrap=True)
         training = load_pictures(shards, "seen", "photo", px) if itq.fit == "training" else None
         unseen = load_unseen(shards, px)
-        rows = evaluate_checkpoint(opened, unseen, resources, itq, training, figure)
+        look = partial(_draw, figure) if figure else None
+        rows = evaluate_checkpoint(opened, unseen, resources, itq, training, look)
     if figure:
         console.print(str(figure), soft_wrap=True)
     once = [row for row in rows if row.get("deduplicated")]
     return once if dedupe and once else [row for row in rows if row not in once]
+
+
+def _draw(figure: Path, queries: Embedded, gallery: Embedded) -> None:
+    from dsn_ray.details import chosen_queries, draw
+
+    draw(queries, gallery, chosen_queries(queries)).save(figure, "PNG", optimize=True)
 
 
 def rate_features_file(path: Path, itq: Itq = PROTOCOLS_OWN) -> list[Row]:

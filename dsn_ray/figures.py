@@ -24,7 +24,8 @@ def grid(rows: Sequence[Sequence[Tile]]) -> Image.Image:
     Args:
         rows: the sketch and the photos found; at least one.
     """
-    step, height = TILE + _GAP, TILE + _CAPTION + _GAP
+    captions = _CAPTION if any(tile.caption for row in rows for tile in row) else 0
+    step, height = TILE + _GAP, TILE + captions + _GAP
     columns = max(len(row) for row in rows)
     sheet = Image.new("RGB", (columns * step + 3 * _GAP, len(rows) * height + _GAP), "white")
     draw = ImageDraw.Draw(sheet)

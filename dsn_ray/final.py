@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from rich.console import Console
 
 from dsn_ray.checkpoint import open_checkpoint
 from dsn_ray.config import Config
+from dsn_ray.data.storage import Folder
+from dsn_ray.details import write_details
 from dsn_ray.errors import UserError
+from dsn_ray.gauges import Gauges
 from dsn_ray.progress import FinalProgress
 from dsn_ray.rating import (
     Row,
@@ -25,10 +29,14 @@ from dsn_ray.rating import (
     evaluate_untrained,
     load_unseen,
 )
+from dsn_ray.record import EPOCHS, EpochLog, Name, name_of_final
 from dsn_ray.runtime import Resources, quiet_data
 from dsn_ray.search import ListSearcher
 from dsn_ray.train import Shelf, TrainingData, fit, kept_checkpoint, on_this_machine
 from dsn_ray.trials import run_trials
+
+DETAILS = "details"
+"""Folder beside a training's checkpoints: what `dsn_ray.details` writes."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,7 @@ class FinalResults:
         setting: the best of the search; None for variants.
         rows: one per data set, variant, seed, codes, protocol and metric.
         untrained: the same of the trunk before training, without seed and checkpoint.
+        official: whether each data set is the complete official one.
         folder: where checkpoints are copied that a URL keeps.
     """
 
@@ -79,6 +88,7 @@ class FinalResults:
         self.setting: dict[str, Any] | None = kept.get("setting")
         self.rows: list[Row] = kept.get("rows", [])
         self.untrained: list[Row] = kept.get("untrained", [])
+        self.official: dict[str, bool] = kept.get("official", {})
 
     def has(self, candidate: Candidate) -> bool:
         """Whether a training's rows are there."""
@@ -90,7 +100,8 @@ class FinalResults:
 
     def save(self) -> None:
         """Writes what is there so far, whole or not at all."""
-        contents = {"setting": self.setting, "rows": self.rows, "untrained": self.untrained}
+        names = ("setting", "rows", "untrained", "official")
+        contents = {name: getattr(self, name) for name in names}
         new = self._unfinished.with_suffix(".new")
         new.write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
         new.replace(self._unfinished)
@@ -131,6 +142,7 @@ def final_job(
         RuntimeError: If one failed.
     """
     results.keep_only(candidates)
+    results.official = {name: shards.official for name, shards in shelf.shards.items()}
     unseen: dict[tuple[str, int], UnseenPictures] = {}
     for one in candidates:
         at = one.dataset, one.config.data.px
@@ -157,11 +169,15 @@ def final_job(
             shelf.data(one.dataset, one.config),
             unseen[one.dataset, one.config.data.px],
             one.folder,
+            {"dataset": one.dataset, "variant": one.variant, "seed": one.config.train.seed},
         )
         for one in left
     ]
     collector = _Collector(left, results, f"{storage}/final")
     progress = FinalProgress(console, [one.title for one in left], epochs)
+    run = results.folder.parent
+    name_of = partial(name_of_final, [Name(one.title, one.dataset) for one in left])
+    tellers = [EpochLog(run / EPOCHS, name_of), Gauges(run.name, name_of)]
     with progress:
         ended = run_trials(
             tune.with_parameters(
@@ -169,7 +185,7 @@ def final_job(
             ),
             ListSearcher([{"number": number} for number in range(len(left))], room),
             FIFOScheduler(),
-            [progress, collector],
+            [progress, *tellers, collector],
             storage,
             "tune-final",
         )
@@ -188,6 +204,7 @@ class _Job:
     data: TrainingData
     unseen: UnseenPictures
     folder: str
+    about: dict[str, Any]
 
 
 def _final_trial(
@@ -214,7 +231,9 @@ def _final_trial(
         return
     quiet_data()
     with kept.as_directory() as folder:
-        rows = evaluate_checkpoint(open_checkpoint(Path(folder)), job.unseen, resources)
+        details = Folder.at(f"{storage}/{job.folder}") / DETAILS
+        look = partial(write_details, details, job.about, job.unseen.classes)
+        rows = evaluate_checkpoint(open_checkpoint(Path(folder)), job.unseen, resources, look=look)
     tune.report({**epochs, "rows": rows, "kept": kept.path})
 
 
@@ -237,7 +256,12 @@ class _Collector(tune.Callback):
             return
         filesystem = FileSystem.from_uri(self._storage)[0] if "://" in self._storage else None
         kept = Checkpoint(result["kept"], filesystem)
-        checkpoint = on_this_machine(kept, self._storage, self._results.folder / one.folder)
+        here = self._results.folder / one.folder
+        checkpoint = on_this_machine(kept, self._storage, here)
+        if "://" in self._storage:
+            there = Folder.at(f"{self._storage}/{one.folder}") / DETAILS
+            for name in there.names():
+                (Folder.at(here) / DETAILS).write(name, there.read(name))
         about = {
             "dataset": one.dataset,
             **({"variant": one.variant} if one.variant else {}),

@@ -136,7 +136,8 @@ def open_gallery(
     good = table.filter(pc.is_valid(table["features"]))
     if not len(good):
         raise UserError(f"--gallery {root}: none of its {len(bad)} files is a picture.")
-    features = good["features"].combine_chunks().flatten().to_numpy().reshape(-1, dim)
+    # A copy: torch warns of what Arrow lends, which nobody may write to.
+    features = good["features"].combine_chunks().flatten().to_numpy().reshape(-1, dim).copy()
     if not np.isfinite(features).all():
         raise UserError(f"--checkpoint {checkpoint.directory}: its features are no numbers.")
     itq = fit_itq(features, dim)

@@ -108,7 +108,8 @@ class Learner:
         """The four losses of a batch, after the bank has seen it.
 
         Classification and distillation are means over this rank's equal part of the batch; the
-        contrastive and the memory loss see the gathered batch.
+        contrastive and the memory loss see the gathered batch. Without augmented views the
+        contrastive loss is 0.
         """
         sketches, photos = (
             views.to(self._device, non_blocking=True)
@@ -120,9 +121,10 @@ class Learner:
         )
         labels = torch.cat([sketch_labels, photo_labels])
         is_photo = torch.cat([torch.zeros_like(sketch_labels), torch.ones_like(photo_labels)])
+        each = sketches.shape[1]
         views = torch.cat([sketches, photos]).transpose(0, 1).flatten(0, 1)
         first, count = len(labels), len(sketch_labels)
-        output: NetworkOutput = self._forward(views, is_photo.repeat(3), first)
+        output: NetworkOutput = self._forward(views, is_photo.repeat(each), first)
 
         config = self._config
         taught = slice(count, first) if config.loss.distilled == "photos" else slice(first)
@@ -135,7 +137,7 @@ class Learner:
         return LossTerms(
             contrastive=cross_modal_contrastive_loss(
                 _gathered(output.projection[first:]),
-                _gathered(labels.repeat(2)),
+                _gathered(labels.repeat(each - 1)),
                 config.loss.tau,
                 config.loss.contrastive,
             ),
@@ -174,12 +176,12 @@ class Learner:
 
 
 def _gathered(local: Tensor) -> Tensor:
-    """The ranks' parts one after another; gradients flow back to where each came from.
+    """The ranks' equal parts one after another; gradients flow back to where each came from.
 
     Each rank works out the whole loss, so a part's gradient arrives once from every rank; the mean
     that data-parallel training takes over ranks makes that once.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if not dist.is_initialized() or dist.get_world_size() == 1 or local.numel() == 0:
         return local
     gathered: Tensor = _Gather.apply(local.contiguous())
     return gathered

@@ -186,7 +186,9 @@ class SearchProgress(TrialsView):
         head = f"{len(self._lines)} of {self._planned} trials done, {self.epochs_run} epochs"
         if best is not None:
             head += f", best mAP {best['value']:.4f}"
-        return Group(table, Text(f"{head}, {self._time_left(trials)}", style="cyan"))
+        speed = _speed([trial.last_result or {} for trial in trials if not trial.is_finished()])
+        foot = ", ".join(filter(None, (speed, self._time_left(trials))))
+        return Group(table, Text(head, style="cyan"), Text(foot, style="cyan"))
 
     def _time_left(self, trials: list[Trial]) -> str:
         if not self._epochs_seen:
@@ -251,7 +253,10 @@ class FinalProgress(TrialsView):
         running = [Text(self._line(trial, trial.last_result or {})) for trial in open_trials]
         done = sum(trial.is_finished() for trial in trials)
         head = f"{done} of {len(self._names)} trainings done, {self._time_left(trials)}"
-        return Group(*running, Text(head, style="cyan"))
+        speed = _speed([trial.last_result or {} for trial in open_trials])
+        return Group(
+            *running, *([Text(speed, style="cyan")] if speed else []), Text(head, style="cyan")
+        )
 
 
 def _key(line: dict[str, Any]) -> tuple[int, int]:
@@ -262,6 +267,17 @@ def _minutes(started: float, done: int, left: int) -> str:
     """How long what is left takes at most, at the pace of what is done."""
     seconds = (time.monotonic() - started) / done * left
     return f"at most {seconds / 60:.0f} min" if seconds > 90 else "a minute"
+
+
+def _speed(results: list[dict[str, Any]]) -> str:
+    """How fast the trainings that run were in their last epoch; nothing before the first one."""
+    rated = [result for result in results if "pictures_per_second" in result]
+    if not rated:
+        return ""
+    pictures = sum(result["pictures_per_second"] for result in rated)
+    waiting = sum(result["waiting_for_data"] for result in rated) / len(rated)
+    minutes = sum(result["seconds"] for result in rated) / len(rated) / 60
+    return f"{pictures:.0f} pictures/s, {minutes:.1f} min an epoch, {waiting:.0%} waiting for data"
 
 
 def _epoch(trial: Trial) -> int:

@@ -1,8 +1,7 @@
 """Embeds the unseen pictures of a data set and rates the search among them, as a Ray Data job."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     import ray
     import torch
     from numpy.typing import NDArray
-    from PIL import Image
 
     from dsn_ray.data.pictures import Pictures, PictureTable
     from dsn_ray.data.shards import Shards
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 _BATCH = 64
-_SHOWN, _NEAREST = 10, 10  # rows and photos of the figure, as in the paper's Figure 5
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,30 @@ PROTOCOLS_OWN = Itq()
 
 
 @dataclass(frozen=True)
+class Embedded:
+    """Features of pictures, in the order of their ids.
+
+    Attributes:
+        pictures: all of them, and perhaps more.
+        values: float32 `[n, d]`.
+        labels: `[n]`.
+        ids: `[n]`.
+    """
+
+    pictures: "Pictures"
+    values: "NDArray[np.float32]"
+    labels: "NDArray[np.int64]"
+    ids: "NDArray[np.int64]"
+
+    def where(self, kept: "NDArray[np.bool_]") -> "Embedded":
+        """Some of them, by a flag `[n]` each."""
+        return Embedded(self.pictures, self.values[kept], self.labels[kept], self.ids[kept])
+
+
+Look = Callable[[Embedded, Embedded], object]
+
+
+@dataclass(frozen=True)
 class UnseenPictures:
     """Queries and gallery of a data set.
 
@@ -51,11 +72,13 @@ class UnseenPictures:
         sketches: the queries.
         photos: the gallery, as the data set's lists have it.
         repeated: ids of the gallery's photos that are there a second time.
+        classes: name of each label.
     """
 
     sketches: "Pictures"
     photos: "Pictures"
     repeated: "NDArray[np.int64]"
+    classes: tuple[str, ...]
 
 
 def load_unseen(shards: "Shards", px: int) -> UnseenPictures:
@@ -66,6 +89,7 @@ def load_unseen(shards: "Shards", px: int) -> UnseenPictures:
         load_pictures(shards, "unseen", "sketch", px),
         load_pictures(shards, "unseen", "photo", px),
         shards.repeats("unseen", "photo"),
+        shards.unseen_classes,
     )
 
 
@@ -75,7 +99,7 @@ def evaluate_checkpoint(
     resources: "Resources",
     itq: Itq = PROTOCOLS_OWN,
     training: "Pictures | None" = None,
-    figure: Path | None = None,
+    look: Look | None = None,
 ) -> list[Row]:
     """Rates the checkpoint's embedding, as `dsn_ray.retrieval.evaluate_features` does.
 
@@ -85,7 +109,7 @@ def evaluate_checkpoint(
         resources: what embeds them.
         itq: how binary codes are made.
         training: the photos that ITQ is fitted on, where `itq` says so.
-        figure: where a picture of some queries and of the photos nearest to them is written.
+        look: is shown queries and gallery, each photo once.
 
     Returns:
         Rows of the gallery as it is listed, and where it repeats photos also rows of each photo
@@ -99,7 +123,7 @@ def evaluate_checkpoint(
         "state": ray.put(checkpoint.network_state()),
         "weights": None,
     }
-    return _rate(unseen, resources, network, itq, training, figure)
+    return _rate(unseen, resources, network, itq, training, look)
 
 
 def evaluate_untrained(
@@ -122,12 +146,12 @@ def _rate(
     network: dict[str, Any],
     itq: Itq = PROTOCOLS_OWN,
     training: "Pictures | None" = None,
-    figure: Path | None = None,
+    look: Look | None = None,
 ) -> list[Row]:
     from dsn_ray.retrieval import evaluate_features
 
-    sides = [unseen.sketches, unseen.photos, *([training] if training else [])]
-    queries, gallery, *rest = _features(sides, resources, network)
+    pictures = [unseen.sketches, unseen.photos, *([training] if training else [])]
+    queries, gallery, *rest = _features(pictures, resources, network)
     basis = rest[0].values if rest else itq.fit
 
     def rows(kept: "NDArray[np.bool_]") -> list[Row]:
@@ -140,9 +164,9 @@ def _rate(
 
     once = ~np.isin(gallery.ids, unseen.repeated)
     try:
-        if figure:
-            _draw(unseen, queries, gallery, once).save(figure, "PNG", optimize=True)
         listed = rows(np.ones_like(once))
+        if look:
+            look(queries, gallery.where(once))
         if once.all():
             return listed
         return listed + [{**row, "deduplicated": True} for row in rows(once)]
@@ -150,52 +174,9 @@ def _rate(
         raise UserError(f"The unseen pictures cannot be rated: {error}.") from None
 
 
-def _draw(
-    unseen: UnseenPictures, queries: "_Features", gallery: "_Features", once: "NDArray[np.bool_]"
-) -> "Image.Image":
-    """The first query of some classes and the ten photos nearest to each, wrong ones framed red."""
-    from PIL import Image
-
-    from dsn_ray.figures import Tile, grid
-
-    sketches, photos = unseen.sketches.table(), unseen.photos.table()
-    _, firsts = np.unique(queries.labels, return_index=True)
-    shown = firsts[np.arange(min(_SHOWN, len(firsts))) * len(firsts) // min(_SHOWN, len(firsts))]
-    among = np.flatnonzero(once)
-    unit = gallery.values[among] / np.linalg.norm(gallery.values[among], axis=1, keepdims=True)
-
-    def tile(table: "PictureTable", found: _Features, row: int, frame: str | None = None) -> Tile:
-        place = int(np.flatnonzero(table.ids == found.ids[row])[0])
-        pixels = table.pixels(place).transpose(1, 2, 0)
-        return Tile(Image.fromarray(np.ascontiguousarray(pixels)), "", frame)
-
-    rows = []
-    for query in shown:
-        nearest = among[np.argsort(-(unit @ queries.values[query]), kind="stable")[:_NEAREST]]
-        right = gallery.labels[nearest] == queries.labels[query]
-        rows.append(
-            [
-                tile(sketches, queries, query),
-                *(
-                    tile(photos, gallery, row, None if good else "red")
-                    for row, good in zip(nearest, right, strict=True)
-                ),
-            ]
-        )
-    return grid(rows)
-
-
-class _Features(NamedTuple):
-    """Of `n` pictures, in the order of their ids."""
-
-    values: "NDArray[np.float32]"
-    labels: "NDArray[np.int64]"
-    ids: "NDArray[np.int64]"
-
-
 def _features(
     sides: "Sequence[Pictures]", resources: "Resources", network: dict[str, Any]
-) -> list[_Features]:
+) -> list[Embedded]:
     """Embeds all pictures with one Ray Data job; batches never depend on the cluster's size."""
     import ray.data
 
@@ -219,17 +200,20 @@ def _features(
         num_gpus=resources.gpus_per_worker,
     )
     chunks = sorted(embedded.take_all(), key=lambda chunk: int(chunk["start"]))
-    return [_joined([chunk for chunk in chunks if chunk["side"] == n]) for n in range(len(sides))]
+    return [
+        _joined(pictures, [chunk for chunk in chunks if chunk["side"] == side])
+        for side, pictures in enumerate(sides)
+    ]
 
 
-def _joined(chunks: list[dict[str, Any]]) -> _Features:
+def _joined(pictures: "Pictures", chunks: list[dict[str, Any]]) -> Embedded:
     def column(name: str, kind: type) -> "NDArray[Any]":
         return np.concatenate([np.frombuffer(chunk[name], kind) for chunk in chunks])
 
     ids = column("ids", np.int64)
     order = np.argsort(ids, kind="stable")
     values = column("features", np.float32).reshape(len(ids), -1)
-    return _Features(values[order], column("labels", np.int64)[order], ids[order])
+    return Embedded(pictures, values[order], column("labels", np.int64)[order], ids[order])
 
 
 class _Side(NamedTuple):

@@ -10,12 +10,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import yaml
 from rich.console import Console
 
 from dsn_ray.errors import UserError, warnings_shown_by
+
+if TYPE_CHECKING:
+    import ray
 
 _RAY_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # Train runs appear in the dashboard
@@ -23,6 +26,7 @@ _RAY_ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, which says how to go on
 }
 _WIDTH_OF_FILES = 140
+_OTHER_VERSION = "Version mismatch: "  # as Ray's error begins
 _BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 
 
@@ -165,6 +169,14 @@ def _attach(address: str, given: str | None) -> Any:
         raise UserError(
             f"The Ray cluster at {address} did not let us in: {_reason(error)}"
         ) from error
+    except RuntimeError as error:
+        if not str(error).startswith(_OTHER_VERSION):
+            raise
+        versions = " ".join(str(error).removeprefix(_OTHER_VERSION).split())
+        raise UserError(
+            f"The Ray cluster at {address} has other versions than this machine. {versions}; "
+            "install the same ones."
+        ) from error
 
 
 def allot(shape: Shape, console: Console) -> Resources:
@@ -195,15 +207,8 @@ def allot(shape: Shape, console: Console) -> Resources:
     if concurrent is None:
         concurrent = int(most.get("GPU", 0) // (workers * gpus_each)) if gpus_each else 1
         concurrent = max(1, concurrent)
-    cpus_each = shape.cpus_per_worker
-    if cpus_each is None:
-        share = most.get("CPU", 1) / (workers * concurrent)
-        cpus_each = min(1.0, share)
-        shares = (  # as many whole CPUs as the nodes there are have room for
-            Resources(workers, float(n), gpus_each, concurrent) for n in range(int(share), 1, -1)
-        )
-        fitting = (r for r in shares if _places(r) >= workers * concurrent)
-        cpus_each = next((r.cpus_per_worker for r in fitting), cpus_each)
+    share = most.get("CPU", 1) / (workers * concurrent)
+    cpus_each = min(1.0, share) if shape.cpus_per_worker is None else shape.cpus_per_worker
     if not cpus_each and not gpus_each:
         raise UserError("--cpus-per-worker 0: without a GPU a worker needs some of a CPU.")
     chosen = Resources(workers, cpus_each, gpus_each, concurrent, shape.patience)
@@ -221,7 +226,16 @@ def allot(shape: Shape, console: Console) -> Resources:
             )
     if not _fits(chosen):
         _await(chosen, shape.wait, console)
+    if shape.cpus_per_worker is None:
+        chosen = _with_whole_cpus(chosen, int(share))
     return replace(chosen, concurrent=shape.concurrent or room_for(chosen))
+
+
+def _with_whole_cpus(one: Resources, most: int) -> Resources:
+    """The same with as many whole CPUs per worker, up to `most`, as leave room for all workers."""
+    places = min(_places(one), one.workers * one.concurrent)
+    richer = (replace(one, cpus_per_worker=float(count)) for count in range(most, 1, -1))
+    return next((each for each in richer if _places(each) >= places), one)
 
 
 def room_for(one: Resources) -> int:
@@ -276,16 +290,26 @@ def check_storage_reaches_all(storage: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=folder) as probe:
         seen = ray.remote(num_cpus=0)(_sees)
-        answers = [
+        asked = [
             seen.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             ).remote(probe.name)
             for node in alive
         ]
-        blind = [n for n, sees in zip(alive, ray.get(answers), strict=True) if not sees]
+        blind = [node for node, answer in zip(alive, asked, strict=True) if _denies(answer)]
     if blind:
         names = ", ".join(node["NodeManagerAddress"] for node in blind)
         raise UserError(f"--storage {storage}: node {names} does not see this folder.")
+
+
+def _denies(answer: "ray.ObjectRef[bool]") -> bool:
+    """Whether a node says no; one that dies before it answers needs no folder any more."""
+    import ray
+
+    try:
+        return not ray.get(answer)
+    except ray.exceptions.RayError:
+        return False
 
 
 def _sees(path: str) -> bool:

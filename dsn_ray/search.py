@@ -22,6 +22,7 @@ from ray.tune.search import Searcher
 
 from dsn_ray.space import Sampler, Space
 
+STUDY = "study.journal"
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 _FAILED, _AGAIN, _TWIN_OF, _VALUES = "failed", "again", "twin of", "values"
 _REPEATS = 50  # proposals in a row that were there before, after which a space counts as exhausted
@@ -209,6 +210,11 @@ def _values(trial: FrozenTrial | optuna.Trial) -> dict[str, float | None]:
     return dict(trial.user_attrs.get(_VALUES, {}))
 
 
+def open_journal(journal: Path) -> JournalStorage:
+    """Optuna's storage in a file."""
+    return JournalStorage(JournalFileBackend(str(journal)))
+
+
 def open_study(journal: Path, sampler: Sampler) -> optuna.Study:
     """The study of a search, new or as it was left.
 
@@ -219,7 +225,7 @@ def open_study(journal: Path, sampler: Sampler) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         study_name="search",
-        storage=JournalStorage(JournalFileBackend(str(journal))),
+        storage=open_journal(journal),
         direction="maximize",
         load_if_exists=True,
     )
@@ -275,11 +281,31 @@ def remind(scheduler: TrialScheduler, study: optuna.Study, metric: str) -> None:
     for past in study.get_trials(deepcopy=False):
         if _TWIN_OF in past.user_attrs or not past.intermediate_values:
             continue
-        trial = _Past(f"past-{past.number}")
-        scheduler.on_trial_add(_NOBODY_RUNS, trial)
         for epoch, value in sorted(past.intermediate_values.items()):
             if not math.isnan(value):
-                scheduler.on_trial_result(_NOBODY_RUNS, trial, {"epoch": epoch, metric: value})
+                tell_epoch(scheduler, past.number, epoch, value, metric)
+
+
+def tell_epoch(
+    scheduler: TrialScheduler, number: int, epoch: int, value: float, metric: str
+) -> bool:
+    """Tells a scheduler an epoch of a trial that Tune does not run.
+
+    Args:
+        scheduler: learns from it.
+        number: of the trial.
+        epoch: from 1 on.
+        value: of the metric.
+        metric: its name.
+
+    Returns:
+        Whether the scheduler would let the trial go on.
+    """
+    trial = _Past(f"past-{number}")
+    if epoch == 1:
+        scheduler.on_trial_add(_NOBODY_RUNS, trial)
+    told = {"epoch": epoch, metric: value}
+    return bool(scheduler.on_trial_result(_NOBODY_RUNS, trial, told) != TrialScheduler.STOP)
 
 
 def _sampler(sampler: Sampler, before: int) -> optuna.samplers.BaseSampler:

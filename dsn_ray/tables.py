@@ -2,12 +2,12 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 
 from rich.table import Table
 
-from dsn_ray.data.shards import Shards
 from dsn_ray.rating import Row
 
 PAPER: dict[tuple[str, int, str], tuple[float, float]] = {
@@ -22,41 +22,65 @@ PAPER: dict[tuple[str, int, str], tuple[float, float]] = {
 }
 """mAP@all and Prec@100 of Table 1, protocol `published`."""
 
+TABLE_2: dict[str, dict[str, float]] = {
+    "baseline": {"sketchy": 0.361, "tuberlin": 0.355},
+    "+ L_cmcm": {"sketchy": 0.420, "tuberlin": 0.373},
+    "+ L_ml": {"sketchy": 0.412, "tuberlin": 0.372},
+    "both": {"sketchy": 0.436, "tuberlin": 0.385},
+}
+"""mAP@all of Table 2: binary codes of 64-d embeddings, protocol `published`."""
+
 METRICS = ("mAP@all", "Prec@100")
+TITLE = "Unseen classes, mAP@all / Prec@100"
 NOISE = 0.05
 """Differences that chance alone makes this often, or more often, count as noise."""
 
 
-def final_table(
-    rows: list[Row],
-    untrained: list[Row],
-    shards: Sequence[Shards],
+@dataclass(frozen=True)
+class Line:
+    """One line of the final table; numbers are mAP@all and Prec@100, as people read them.
+
+    Attributes:
+        dataset: the data set.
+        codes: `real` or `binary`.
+        protocol: `published` or `standard`, and whether each photo counts once.
+        variant: what is compared; empty where nothing is.
+        trained: mean and spread.
+        difference: to the first variant, and whether it is within the noise.
+        untrained: of the trunk before training.
+        paper: what the paper has.
+    """
+
+    dataset: str
+    codes: str
+    protocol: str
+    variant: str
+    trained: str
+    difference: str
+    untrained: str
+    paper: str
+
+
+def final_lines(
+    rows: Sequence[Row],
+    untrained: Sequence[Row],
+    official: Mapping[str, bool],
     random_weights: bool,
-    missing: int = 0,
-) -> Table:
+) -> list[Line]:
     """What was trained beside the untrained trunk and the paper.
 
     Args:
         rows: of all seeds and variants, as `final.json` has them.
         untrained: of the trunk before training.
-        shards: the data sets to show.
+        official: the data sets to show, and whether each is the complete official one.
         random_weights: whether the backbone began with random ones, which each number then says.
-        missing: trainings whose rows are not there; a table without them is partial.
     """
-    variants = list(dict.fromkeys(row.get("variant", "") for row in rows))
-    title = "Unseen classes, mAP@all / Prec@100"
-    if missing:
-        title += f" (PARTIAL: {missing} training{'s' * (missing > 1)} missing)"
-    table = Table(title=title, title_justify="left")
-    named = ("variant",) * (variants != [""])
-    against = ("difference",) * (len(variants) > 1)
-    for column in ("data set", "codes", "protocol", *named, "trained", *against, "untrained"):
-        table.add_column(column)
-    table.add_column("paper")
+    variants = _variants(rows)
     mark = " (random weights)" if random_weights else ""
-    for data in shards:
-        here = [row for row in rows if row["dataset"] == data.name]
-        before = [row for row in untrained if row["dataset"] == data.name]
+    lines = []
+    for data in official:
+        here = [row for row in rows if row["dataset"] == data]
+        before = [row for row in untrained if row["dataset"] == data]
         repeats = any(row.get("deduplicated") for row in here)
         for codes, protocol, once in product(
             ("real", "binary"), ("published", "standard"), (False, True)[: 1 + repeats]
@@ -64,30 +88,75 @@ def final_table(
             base = _pick(before, codes, protocol, once)
             first: list[list[Row]] = []
             for variant in variants:
-                mine = _pick(
-                    [r for r in here if r.get("variant", "") == variant], codes, protocol, once
-                )
+                of_variant = [row for row in here if row.get("variant", "") == variant]
+                mine = _pick(of_variant, codes, protocol, once)
+                is_first = not first
                 first = first or mine
-                cells = [_cell(found) for found in mine]
-                table.add_row(
-                    *(data.name, codes, protocol + ", each photo once" * once),
-                    *((variant,) if named else ()),
-                    _pair(cells) + mark * any(mine),
-                    *(
-                        (_pair(map(_difference, mine, first)) if mine is not first else "",)
-                        if against
-                        else ()
-                    ),
-                    _pair(map(_cell, base)) + mark * any(base) if variant == variants[0] else "",
-                    "-" if once else _paper(data, mine[0], codes, protocol),
+                lines.append(
+                    Line(
+                        data,
+                        codes,
+                        protocol + ", each photo once" * once,
+                        variant,
+                        _pair(map(_cell, mine)) + mark * any(mine),
+                        "" if is_first else _pair(map(_difference, mine, first)),
+                        _pair(map(_cell, base)) + mark * any(base) if is_first else "",
+                        "-" if once else _paper(data, official[data], mine[0], codes, protocol),
+                    )
                 )
-        table.add_section()
-    table.caption = _caption(rows, shards, variants)
+    return lines
+
+
+def final_table(
+    rows: Sequence[Row],
+    untrained: Sequence[Row],
+    official: Mapping[str, bool],
+    random_weights: bool,
+    missing: int = 0,
+) -> Table:
+    """`final_lines` for a terminal.
+
+    Args:
+        rows: as of `final_lines`.
+        untrained: as of `final_lines`.
+        official: as of `final_lines`.
+        random_weights: as of `final_lines`.
+        missing: trainings whose rows are not there; a table without them is partial.
+    """
+    compared = _variants(rows) != [""]
+    several = len(_variants(rows)) > 1
+    columns = {
+        "data set": "dataset",
+        "codes": "codes",
+        "protocol": "protocol",
+        **({"variant": "variant"} if compared else {}),
+        "trained": "trained",
+        **({"difference": "difference"} if several else {}),
+        "untrained": "untrained",
+        "paper": "paper",
+    }
+    table = Table(*columns, title=TITLE + partial_note(missing), title_justify="left")
+    last = ""
+    for line in final_lines(rows, untrained, official, random_weights):
+        if last and line.dataset != last:
+            table.add_section()
+        last = line.dataset
+        table.add_row(*(getattr(line, name) for name in columns.values()))
+    table.caption = "; ".join(final_notes(rows, official)) + "."
     table.caption_justify = "left"
     return table
 
 
-def _caption(rows: list[Row], shards: Iterable[Shards], variants: Sequence[str]) -> str:
+def partial_note(missing: int) -> str:
+    """What a title says where trainings are missing; else nothing."""
+    if not missing:
+        return ""
+    return f" (PARTIAL: {missing} training{'s' * (missing > 1)} missing)"
+
+
+def final_notes(rows: Sequence[Row], official: Mapping[str, bool]) -> list[str]:
+    """What people must know to read `final_lines`."""
+    variants = _variants(rows)
     notes = ["untrained: the backbone's pooled features, all of their dimensions"]
     seeds = {len({r["seed"] for r in rows if r.get("variant", "") == v}) for v in variants}
     if seeds and min(seeds) > 1:
@@ -97,11 +166,15 @@ def _caption(rows: list[Row], shards: Iterable[Shards], variants: Sequence[str])
             f"difference: to {variants[0]}; ~ is within the noise of the seeds "
             f"(Welch's t-test, p ≥ {NOISE:g}), ? has too few seeds to tell"
         )
-    if not all(data.official for data in shards):
+    if not all(official.values()):
         notes.append("the paper's numbers compare only with the complete official data sets")
     small = {row["dataset"]: row["gallery"] for row in rows if row["gallery"] <= 100}
     notes += [f"{name}: {n} photos are too few for Prec@100" for name, n in small.items()]
-    return "; ".join(notes) + "."
+    return notes
+
+
+def _variants(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row.get("variant", "") for row in rows))
 
 
 def within_noise(some: Sequence[float], others: Sequence[float]) -> bool | None:
@@ -124,7 +197,7 @@ def within_noise(some: Sequence[float], others: Sequence[float]) -> bool | None:
     return bool(stats.ttest_ind(some, others, equal_var=False).pvalue >= NOISE)
 
 
-def _pick(rows: list[Row], codes: str, protocol: str, once: bool) -> list[list[Row]]:
+def _pick(rows: Sequence[Row], codes: str, protocol: str, once: bool) -> list[list[Row]]:
     """The rows of each metric."""
     wanted = [
         row
@@ -157,9 +230,9 @@ def _difference(rows: list[Row], first: list[Row]) -> str:
     return f"{by:+.3f}{mark}"
 
 
-def _paper(data: Shards, rows: list[Row], codes: str, protocol: str) -> str:
-    numbers = PAPER.get((data.name, rows[0]["dim"], codes)) if rows else None
+def _paper(data: str, official: bool, rows: list[Row], codes: str, protocol: str) -> str:
+    numbers = PAPER.get((data, rows[0]["dim"], codes)) if rows else None
     if numbers is None or protocol != "published":
         return "-"
-    mark = "" if data.official else " (other data)"
+    mark = "" if official else " (other data)"
     return f"{numbers[0]:.3f} / {numbers[1]:.3f}{mark}"

@@ -11,6 +11,7 @@ Examples:
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -254,6 +255,8 @@ def _check(sweep: Sweep, found: "Mapping[str, Source | Shards]", workers: int) -
 def _sweep(sweep: Sweep, run: cli.Run, shape: "Shape", final_only: bool) -> None:
     from dsn_ray.data.shards import locate
     from dsn_ray.final import FinalResults, candidates_of, final_job
+    from dsn_ray.record import session
+    from dsn_ray.report import MissingExtraError, write_report
     from dsn_ray.runtime import (
         allot,
         check_storage_reaches_all,
@@ -261,7 +264,7 @@ def _sweep(sweep: Sweep, run: cli.Run, shape: "Shape", final_only: bool) -> None
         ray_cluster,
         room_for,
     )
-    from dsn_ray.search import best_setting, open_study, settings_tried
+    from dsn_ray.search import STUDY, best_setting, open_study, settings_tried
     from dsn_ray.tables import final_table
     from dsn_ray.train import Shelf, check_weights
 
@@ -269,12 +272,12 @@ def _sweep(sweep: Sweep, run: cli.Run, shape: "Shape", final_only: bool) -> None
     _check(sweep, found, shape.workers or 1)
     for _, config in sweep.configs():
         check_weights(config)
-    journal = run.folder / "study.journal"
+    journal = run.folder / STUDY
     if final_only and not sweep.space.variants and not journal.exists():
         raise UserError("--final-only: no trial of this run has come to its end.")
     random_weights = sweep.config.network.weights == "none"
     with cli.quiet_log("ray", run.folder) as console:
-        with ray_cluster() as dashboard:
+        with ray_cluster() as dashboard, session(run.folder, cluster_size()):
             console.print(f"Ray dashboard: {dashboard}", soft_wrap=True)
             resources = allot(shape, console)
             room = (
@@ -321,11 +324,13 @@ def _sweep(sweep: Sweep, run: cli.Run, shape: "Shape", final_only: bool) -> None
                         final_table(
                             results.rows,
                             results.untrained,
-                            list(shelf.shards.values()),
+                            results.official,
                             random_weights,
                             missing,
                         )
                     )
+        with suppress(MissingExtraError):
+            write_report(run.folder)
         console.print(str(run.folder), soft_wrap=True)
 
 
@@ -346,7 +351,9 @@ def _search(
     """
     from ray import tune
 
+    from dsn_ray.gauges import Gauges
     from dsn_ray.progress import SearchProgress
+    from dsn_ray.record import EPOCHS, EpochLog, name_of_trial
     from dsn_ray.search import StudySearcher, best_setting, make_scheduler, remind
     from dsn_ray.trials import Retention, folder_of, run_trials
     from dsn_ray.worker import OBJECTIVE
@@ -362,6 +369,7 @@ def _search(
     planned = sweep.trials * sweep.space.budget.seeds
     progress = SearchProgress(console, run.folder / "trials.jsonl", planned, epochs)
     storage = f"{run.storage}/trials"
+    name_of = partial(name_of_trial, data.name)
     with progress:
         ended = run_trials(
             tune.with_parameters(
@@ -369,7 +377,12 @@ def _search(
             ),
             searcher,
             scheduler,
-            [progress, Retention(storage, epochs, best)],
+            [
+                progress,
+                EpochLog(run.folder / EPOCHS, name_of),
+                Gauges(run.folder.name, name_of),
+                Retention(storage, epochs, best),
+            ],
             run.storage,
             "tune-search",
         )

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from dsn_ray.config import Config
 from dsn_ray.data.catalog import validation_classes
 from dsn_ray.data.pictures import PictureTable, plain_batches, reading_order, rows_of_classes
-from dsn_ray.data.stream import Batch, Decoders, PairStream
+from dsn_ray.data.stream import AUGMENTED_VIEWS, Batch, Decoders, PairStream
 from dsn_ray.learner import Learner
 from dsn_ray.model import DsnNetwork, Teacher, build_network
 from dsn_ray.model.norm import average_running_statistics, synchronise_batch_norm
@@ -88,9 +88,10 @@ def _train(job: dict[str, Any], watch: Watch) -> None:
     pictures = {"sketch": data.sketches, "photo": data.photos}
     tables = {domain: one.table() for domain, one in pictures.items()}
     sketches, photos = tables["sketch"], tables["photo"]
+    augmented = AUGMENTED_VIEWS if config.loss.lambda1 else 0
     decoders = None
     if job["decoders"]:
-        views = (config.augment, config.train.seed)
+        views = (config.augment, augmented, config.train.seed)
         decoders = Decoders(job["decoders"], pictures, tables, *views)
     queries = sketches if data.heldout is None else data.heldout.table()
     stream = PairStream(
@@ -102,6 +103,7 @@ def _train(job: dict[str, Any], watch: Watch) -> None:
         epoch_ends=config.data.epoch,
         per_class=config.data.per_class,
         augment=config.augment,
+        augmented=augmented,
         seed=config.train.seed,
         rank=rank,
         world=world,
@@ -149,6 +151,9 @@ def _train(job: dict[str, Any], watch: Watch) -> None:
         if world > 1 and not joint_statistics:
             average_running_statistics(network)
         metrics["epoch"] = epoch + 1
+        metrics["bank_fill"] = learner.bank.fill
+        if device.type == "cuda":
+            metrics["gpu_memory"] = torch.cuda.max_memory_allocated(device)
         if job["validate"]:
             sides = [(t, rows_of_classes(t.labels, held_out_labels)) for t in (sketches, photos)]
             which = "real", "standard"

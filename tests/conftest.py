@@ -3,7 +3,9 @@
 import json
 import logging
 import os
+import signal
 import socket
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +13,26 @@ import pytest
 from PIL import Image, ImageDraw
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
-ALLOWED_SKIPS = ("no GPU", "no namespaces", "wordnet-base is not installed")
+ALLOWED_SKIPS = (
+    *("no GPU", "no namespaces", "no time left"),
+    *(f"{package} is not installed" for package in ("wordnet-base", "chromium", "prometheus")),
+)
 SHAPES = ("circle", "square", "triangle", "cross", "ladder", "zigzag", "diamond", "arrow")
 UNSEEN = ("zigzag", "diamond", "arrow")
 PER_CLASS = 6
 
 logging.raiseExceptions = False  # Ray's handlers outlive the streams that pytest lends to a test
+
+
+def pytest_configure():
+    """Ctrl-C means something to the commands under test, in a background job of a shell too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_runtest_setup():
+    """Where the whole run has a deadline, what has not begun by then is skipped."""
+    if time.time() > float(os.environ.get("DSN_RAY_TEST_UNTIL", "inf")):
+        pytest.skip("no time left")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -6,9 +6,16 @@ import warnings
 
 import pytest
 
-from dsn_ray.cli import Interrupted, command, find_run, resumable
+from dsn_ray.cli import Interrupted, command, find_run, parser, resumable
 from dsn_ray.errors import DataWarning
-from dsn_ray.runtime import Shape, chatter_to
+from dsn_ray.runtime import Shape, chatter_to, people_console
+
+
+def test_plain_makes_a_terminal_a_file(monkeypatch):
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    assert people_console().is_terminal
+    parser("A command.", "dsn_ray.any").parse_args(["--plain"])
+    assert not people_console().is_terminal
 
 
 @pytest.mark.parametrize(
@@ -29,12 +36,13 @@ from dsn_ray.runtime import Shape, chatter_to
         ),
     ],
 )
-def test_ctrl_c_names_the_command_that_goes_on(name, storage, shape, command):
+@pytest.mark.parametrize("by", [KeyboardInterrupt, SystemExit(15)])
+def test_a_stop_names_the_command_that_goes_on(name, storage, shape, command, by):
     with (
         pytest.raises(Interrupted) as stopped,
         resumable("dsn_ray.tune", find_run(name, storage), shape),
     ):
-        raise KeyboardInterrupt
+        raise by
     assert str(stopped.value) == f"Go on with: {command}"
     assert shlex.split(command)[5] == name
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from rich.console import Console
 
 from dsn_ray import evaluate, train, tune
@@ -21,6 +22,7 @@ from dsn_ray.rating import UnseenPictures, evaluate_checkpoint
 from dsn_ray.runtime import Resources, Shape, allot, ray_cluster
 from tests.conftest import SHAPES, UNSEEN, processes_with, rows_by_key
 
+SPACES = Path(__file__).parents[1] / "search_spaces"
 SPACE = """
 parameters:
   loss.lambda1: {distribution: loguniform, low: 0.01, high: 1.0}
@@ -95,7 +97,9 @@ def test_the_released_recipe_keeps_the_epoch_that_rates_held_out_sketches_best(
         px = about["config"]["data"]["px"]
         heldout = load_pictures(shards, "heldout", "sketch", px)
         assert heldout.count == 10
-        sides = UnseenPictures(heldout, load_pictures(shards, "seen", "photo", px), np.array([]))
+        sides = UnseenPictures(
+            heldout, load_pictures(shards, "seen", "photo", px), np.array([]), ()
+        )
         resources = allot(Shape(), Console())
         rows = evaluate_checkpoint(open_checkpoint(checkpoint), sides, resources)
     rated = rows_by_key(rows)["binary", "published", "mAP@all"]
@@ -103,6 +107,21 @@ def test_the_released_recipe_keeps_the_epoch_that_rates_held_out_sketches_best(
     again = ["--checkpoint", str(checkpoint), "--itq-fit", "training", "--json", "rows.json"]
     assert evaluate.main(again) == 0
     assert len(json.loads((here / "rows.json").read_text())["rows"]) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("space", sorted(SPACES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_space_of_the_project_comes_to_its_end(here, attached, drawings, space):
+    given = ["--set=network.backbone=efficientnet_lite0", "--set=data.validation_classes=2"]
+    data = [f"--data=folder:toy={drawings}", "--smoke-test", "--workers", "1", *given]
+    assert tune.main(["--space", str(space), *data, "--name", "small"]) == 0
+    run = here / "runs" / "small"
+    rows = json.loads((run / "final.json").read_text())["rows"]
+    tree = yaml.safe_load(space.read_text())
+    trainings = len(tree.get("variants", ())) or (2 if tree.get("final", {}).get("settings") else 1)
+    assert len({row["checkpoint"] for row in rows}) == trainings
+    assert "PARTIAL" not in (run / "report.html").read_text()
+    assert len(list(run.glob("final/*/details/about.json"))) == trainings
 
 
 @pytest.mark.slow
@@ -283,7 +302,7 @@ def test_ctrl_c_ends_cleanly_and_the_sweep_goes_on(here, drawings, moment, tmp_p
             if moment == "in the second trial" and record.exists():
                 break
             if "training on all" in (here / "said").read_text():
-                time.sleep(8)
+                time.sleep(3)
                 break
             time.sleep(0.2)
         os.killpg(running.pid, signal.SIGINT)

@@ -33,7 +33,7 @@ def test_what_is_saved_is_found_again_and_written_whole(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["final.json"]
     assert FinalResults(tmp_path / "final.json").has(done)
     kept = json.loads((tmp_path / "final.json").read_text())
-    assert set(kept) == {"setting", "rows", "untrained"}
+    assert set(kept) == {"setting", "rows", "untrained", "official"}
 
 
 def test_rows_of_another_setting_go(tmp_path):

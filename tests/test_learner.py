@@ -246,6 +246,17 @@ def test_the_teacher_may_see_the_first_view_of_the_photos():
     assert other != pytest.approx(expected.item(), abs=1e-6)
 
 
+def test_without_augmented_views_nothing_is_contrasted_and_training_goes_on():
+    batch = make_batch()
+    first = batch._replace(
+        sketch_views=batch.sketch_views[:, :1], photo_views=batch.photo_views[:, :1]
+    )
+    learner = make_learner({"loss.lambda1": 0.0, "optimizer.lr": 1e-2, "optimizer.lr_end": 1e-2})
+    values = [learner.step(first) for _ in range(4)]
+    assert all(value["contrastive"] == 0 for value in values)
+    assert values[-1]["total"] < values[0]["total"]
+
+
 def test_a_batch_without_a_teacher_is_named():
     with pytest.raises(ValueError, match="no teacher logits"):
         make_learner().losses(make_batch()._replace(teacher_logits=None))

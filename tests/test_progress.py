@@ -5,12 +5,14 @@ from types import SimpleNamespace
 
 from ray.tune.experiment import Trial
 from rich.console import Console
+from rich.text import Text
 
 from dsn_ray.progress import FinalProgress, SearchProgress
 
 
 def trial(number, status, epoch, value, lambda1=0.1):
     result = {"epoch": epoch, "mAP": value, "pictures_per_second": 50.0, "loss_total": 2.0}
+    result |= {"waiting_for_data": 0.1, "seconds": 30.0}
     return SimpleNamespace(
         trial_id=str(number),
         status=status,
@@ -89,6 +91,8 @@ def test_the_live_view_fits_80_columns_and_names_the_best(tmp_path):
     text = console.file.getvalue()
     assert "best mAP 0.5000" in text
     assert "4 of 5 trials done, 7 epochs" in text
+    assert "50 pictures/s, 0.5 min an epoch, 10% waiting for data" in text
+    assert max(map(len, Text.from_ansi(text).plain.splitlines())) <= 80
     assert "stopped early" in text
     assert "diverged" in text
     assert "running" in text

@@ -102,6 +102,10 @@ def test_many_nodes_want_storage_that_all_of_them_reach(connected, monkeypatch, 
     with pytest.raises(UserError, match="is a folder of one node, but this Ray cluster has 2"):
         check_storage_reaches_all(str(tmp_path))
     check_storage_reaches_all(f"file://{tmp_path}/new")
+    gone = {**node, "NodeID": "a" * 56}
+    monkeypatch.setattr(ray, "nodes", lambda: [node, gone])  # it has just died
+    check_storage_reaches_all(f"file://{tmp_path}/new")
+    monkeypatch.setattr(ray, "nodes", lambda: [node, node])
     monkeypatch.setattr(runtime, "_sees", lambda path: False)
     with pytest.raises(UserError, match="does not see this folder"):
         check_storage_reaches_all(f"file://{tmp_path}")
@@ -112,6 +116,36 @@ def test_an_address_where_nobody_answers(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(UserError, match="No Ray cluster answers at"), ray_cluster():
         pass
+
+
+def test_a_cluster_of_another_version(monkeypatch):
+    from ray._private.utils import check_version_info
+
+    def other(**_):
+        check_version_info({"ray_version": "2.0.0", "python_version": "3.9.1"}, "node 127.0.0.1")
+
+    monkeypatch.setattr(ray, "init", other)
+    with socket.create_server(("", 0)) as listening:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{listening.getsockname()[1]}")
+        said = r"started with: Ray: 2\.0\.0 Python: 3\.9\.1"
+        with pytest.raises(UserError, match=said), ray_cluster():
+            pass
+
+
+@pytest.mark.parametrize(
+    ("nodes", "most", "expected"),
+    [
+        ([{"CPU": 8}, {"CPU": 48, "GPU": 4}], 13, 12),  # one of two machines has come
+        ([{"CPU": 8}, {"CPU": 48, "GPU": 4}], 10, 10),
+        ([{"CPU": 4, "GPU": 4}], 13, 1),
+        ([{"CPU": 2, "GPU": 4}], 13, 1),
+    ],
+)
+def test_cpus_of_the_nodes_that_have_come_are_shared_out(monkeypatch, nodes, most, expected):
+    alive = [{"Alive": True, "Resources": resources} for resources in nodes]
+    monkeypatch.setattr(ray, "nodes", lambda: alive)
+    one = Resources(2, 1.0, 1.0, 4)
+    assert runtime._with_whole_cpus(one, most).cpus_per_worker == expected
 
 
 FAKE_HEAD = "f" * 51 + "00000"

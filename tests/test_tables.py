@@ -3,13 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from dsn_ray.data.shards import Shards
-from dsn_ray.data.storage import Folder
 from dsn_ray.tables import final_table, within_noise
-
-
-def shards(name, official=False):
-    return Shards(Folder.at("x"), name, ("a",), ("b",), official, "none", "f", False, {}, {}, 0, "")
 
 
 def rows(dataset, value, gallery=500, seed=0, **more):
@@ -33,27 +27,27 @@ def rows(dataset, value, gallery=500, seed=0, **more):
     ]
 
 
-def printed(rows, *data, random_weights=False, missing=0):
+def printed(rows, data, official=False, random_weights=False, missing=0):
     console = Console(width=160, record=True, file=io.StringIO())
-    console.print(final_table(rows, [], data, random_weights, missing))
+    console.print(final_table(rows, [], {data: official}, random_weights, missing))
     return console.export_text()
 
 
 def test_the_papers_numbers_stand_beside_the_published_protocol_only():
     results = rows("sketchy", 0.25)
-    text = printed(results, shards("sketchy"))
+    text = printed(results, "sketchy")
     (published,) = [x for x in text.splitlines() if "real" in x and "published" in x]
     (standard,) = [x for x in text.splitlines() if "real" in x and "standard" in x]
     assert "0.250 / 0.250" in published
     assert "0.484 / 0.610 (other data)" in published
     assert "0.484" not in standard
     assert "compare only with the complete official data sets" in text.replace("\n", " ")
-    assert "(other data)" not in printed(results, shards("sketchy", official=True))
+    assert "(other data)" not in printed(results, "sketchy", official=True)
 
 
 def test_a_gallery_that_repeats_photos_has_both_numbers():
     once = [{**row, "deduplicated": True} for row in rows("sketchy", 0.125)]
-    text = printed(rows("sketchy", 0.25) + once, shards("sketchy"))
+    text = printed(rows("sketchy", 0.25) + once, "sketchy")
     lines = [line for line in text.splitlines() if "real" in line]
     assert len(lines) == 4
     (published, published_once) = [line for line in lines if "published" in line]
@@ -61,17 +55,17 @@ def test_a_gallery_that_repeats_photos_has_both_numbers():
     assert "each photo once" in published_once
     assert "0.125 / 0.125" in published_once
     assert "0.484" not in published_once
-    assert "each photo once" not in printed(rows("sketchy", 0.25), shards("sketchy"))
+    assert "each photo once" not in printed(rows("sketchy", 0.25), "sketchy")
 
 
 def test_seeds_become_mean_and_spread():
     results = rows("x", 0.2) + rows("x", 0.4, seed=1)
-    assert "0.300 ± 0.141" in printed(results, shards("x"))
+    assert "0.300 ± 0.141" in printed(results, "x")
 
 
 def test_a_gallery_too_small_and_random_weights_are_marked():
     results = rows("x", 0.2, gallery=60)
-    text = " ".join(printed(results, shards("x"), random_weights=True).split())
+    text = " ".join(printed(results, "x", random_weights=True).split())
     assert "x: 60 photos are too few for Prec@100" in text
     assert "random weights" in text
 
@@ -85,7 +79,7 @@ def variants():
 
 
 def test_variants_stand_below_each_other_with_their_difference():
-    text = printed(variants(), shards("x"))
+    text = printed(variants(), "x")
     lines = [line for line in text.splitlines() if "binary" in line and "published" in line]
     assert len(lines) == 2
     assert "0.210 ± 0.010" in lines[0]
@@ -98,9 +92,9 @@ def test_a_difference_within_noise_is_marked_and_one_of_single_seeds_is_open():
     near = [
         {**row, "value": row["value"] - 0.095 * (row["variant"] == "both")} for row in variants()
     ]
-    assert "+0.005 ~" in printed(near, shards("x"))
+    assert "+0.005 ~" in printed(near, "x")
     alone = [row for row in variants() if row["seed"] == 0]
-    assert "+0.100 ?" in printed(alone, shards("x"))
+    assert "+0.100 ?" in printed(alone, "x")
 
 
 @pytest.mark.parametrize(
@@ -121,4 +115,4 @@ def test_noise_is_what_welchs_test_says(some, others, expected):
 
 
 def test_a_table_with_gaps_says_so():
-    assert "(PARTIAL: 2 trainings missing)" in printed(variants(), shards("x"), missing=2)
+    assert "(PARTIAL: 2 trainings missing)" in printed(variants(), "x", missing=2)

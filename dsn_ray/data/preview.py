@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw
 from dsn_ray.config import AugmentConfig
 from dsn_ray.data.catalog import DOMAINS
 from dsn_ray.data.shards import Shards
-from dsn_ray.data.views import decode, three_views
+from dsn_ray.data.views import decode, random_views
 
 _TILE, _GAP, _LABEL = 96, 4, 16
 _PER_ROW = 3
@@ -36,7 +36,7 @@ def contact_sheet(shards: Shards, classes: int, augment: AugmentConfig, seed: in
             top = place * height + _LABEL + row * (_TILE + _GAP)
             for column, (number, encoded) in enumerate(pictures[domain].get(label, [])):
                 random = np.random.default_rng((seed, number))
-                views = three_views(decode(encoded, _TILE), domain == "sketch", random, augment)
+                views = random_views(decode(encoded, _TILE), domain == "sketch", random, augment)
                 left = column * (3 * _TILE + 3 * _GAP)
                 for view, pixels in enumerate(views):
                     tile = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))

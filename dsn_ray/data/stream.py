@@ -19,7 +19,10 @@ from numpy.typing import NDArray
 
 from dsn_ray.config import AugmentConfig
 from dsn_ray.data.pictures import Pictures, PictureTable, reading_order, rows_of_classes
-from dsn_ray.data.views import three_views
+from dsn_ray.data.views import random_views
+
+AUGMENTED_VIEWS = 2
+"""Of each picture, beside the first (eq. 1)."""
 
 _PREFETCHED_STEPS = 2
 
@@ -28,11 +31,11 @@ class Batch(NamedTuple):
     """One worker's part of a training batch."""
 
     sketch_views: torch.Tensor
-    """uint8 `[S, 3 views, 3, px, px]`"""
+    """uint8 `[S, V views, 3, px, px]`; V is 3, or 1 where nothing looks at augmented ones"""
     sketch_labels: torch.Tensor
     """`[S]` over the training classes"""
     photo_views: torch.Tensor
-    """uint8 `[P, 3 views, 3, px, px]`"""
+    """uint8 `[P, V views, 3, px, px]`"""
     photo_labels: torch.Tensor
     """`[P]` over the training classes"""
     teacher_logits: torch.Tensor | None
@@ -103,25 +106,37 @@ class ViewMaker:
     """Makes the views of a step's pictures; what chance they take depends on nothing else."""
 
     def __init__(
-        self, tables: Mapping[str, PictureTable | Pictures], augment: AugmentConfig, seed: int
+        self,
+        tables: Mapping[str, PictureTable | Pictures],
+        augment: AugmentConfig,
+        augmented: int,
+        seed: int,
     ) -> None:
-        """Opens the tables of both domains, where they are not open already."""
+        """Opens the tables of both domains, where they are not open already.
+
+        Args:
+            tables: by domain.
+            augment: the random views.
+            augmented: views of each picture beside the first.
+            seed: of the training.
+        """
         self._tables: dict[str, PictureTable] = {
             domain: table.table() if isinstance(table, Pictures) else table
             for domain, table in tables.items()
         }
-        self._augment, self._seed = augment, seed
+        self._augment, self._augmented, self._seed = augment, augmented, seed
 
     def views(self, step: Mapping[str, Drawn], epoch: int) -> dict[str, NDArray[np.uint8]]:
-        """The views of each domain's pictures, uint8 `[n, 3 views, 3, px, px]`."""
+        """The views of each domain's pictures, uint8 `[n, V views, 3, px, px]`."""
         return {
             domain: np.stack(
                 [
-                    three_views(
+                    random_views(
                         self._tables[domain].pixels(row),
                         domain == "sketch",
                         self._random(domain, epoch, passage, row),
                         self._augment,
+                        self._augmented,
                     )
                     for row, passage in zip(*drawn, strict=True)
                 ]
@@ -146,6 +161,7 @@ class Decoders:
         pictures: Mapping[str, Pictures],
         tables: Mapping[str, PictureTable],
         augment: AugmentConfig,
+        augmented: int,
         seed: int,
     ) -> None:
         """Starts `count` processes, which end with the worker.
@@ -155,12 +171,13 @@ class Decoders:
             pictures: what they open, by domain.
             tables: the same, open.
             augment: as of `ViewMaker`.
+            augmented: as of `ViewMaker`.
             seed: as of `ViewMaker`.
         """
         here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
         # They take none of the cluster's CPUs: the worker whose they are has them already.
         start = ray.remote(ViewMaker).options(num_cpus=0, label_selector=here).remote
-        self._makers = [start(pictures, augment, seed) for _ in range(count)]
+        self._makers = [start(pictures, augment, augmented, seed) for _ in range(count)]
         self._owners = {}
         for domain, table in tables.items():
             rows = reading_order(table, np.arange(len(table.ids)))
@@ -205,6 +222,7 @@ class PairStream:
         epoch_ends: Literal["shorter", "longer"],
         per_class: int | None,
         augment: AugmentConfig,
+        augmented: int,
         seed: int,
         rank: int = 0,
         world: int = 1,
@@ -221,6 +239,7 @@ class PairStream:
             epoch_ends: with the shorter domain, or with the longer while the shorter repeats.
             per_class: rows of each class and domain to draw from; None for all.
             augment: the random views.
+            augmented: views of each picture beside the first.
             seed: decides order and augmentation.
             rank: this worker.
             world: the number of workers.
@@ -241,7 +260,7 @@ class PairStream:
         full_batches = [len(self._pools[d]) // self._per_batch[d] for d in self._tables]
         self.steps = max(1, min(full_batches) if epoch_ends == "shorter" else max(full_batches))
         self._seed, self._rank, self._world = seed, rank, world
-        self._maker = decoders or ViewMaker(self._tables, augment, seed)
+        self._maker = decoders or ViewMaker(self._tables, augment, augmented, seed)
         self._ahead = _PREFETCHED_STEPS + len(decoders or ())
 
     def epoch(self, number: int) -> Iterator[Batch]:

@@ -1,8 +1,9 @@
 """Pictures from encoded bytes, and the three training views of each.
 
 Every sketch and photo meets the network three times (Wang et al., IJCAI 2021, eq. 1): as it is, and
-in two random augmentations. Where the paper is silent the numbers are those of the code released
-with it, which first moves the picture once, before all three views.
+in two random augmentations, which the contrastive loss alone looks at. Where the paper is silent
+the numbers are those of the code released with it, which first moves the picture once, before all
+three views.
 """
 
 from __future__ import annotations
@@ -51,23 +52,28 @@ def decode(encoded: bytes, px: int) -> Pixels:
     return resized[0].contiguous().numpy()
 
 
-def three_views(
-    picture: Pixels, is_sketch: bool, rng: np.random.Generator, config: AugmentConfig
+def random_views(
+    picture: Pixels,
+    is_sketch: bool,
+    rng: np.random.Generator,
+    config: AugmentConfig,
+    augmented: int = 2,
 ) -> Pixels:
-    """Makes the three views of one picture.
+    """Makes the views of one picture.
 
     Args:
         picture: RGB, uint8 [3, px, px].
         is_sketch: decides only how the shared move fills the space beyond the picture.
         rng: the one source of chance, so that equal generators give equal views.
         config: probabilities and strengths.
+        augmented: number of augmentations.
 
     Returns:
-        uint8 [3, 3, px, px]: the picture after the shared move, then two augmentations of it.
+        uint8 [1 + augmented, 3, px, px]: the picture after the shared move, then its augmentations.
     """
     if rng.random() < config.shared:
         picture = _moved(picture, is_sketch, rng, config)
-    return np.stack([picture, *(_augmented(picture, rng, config) for _ in range(2))])
+    return np.stack([picture, *(_augmented(picture, rng, config) for _ in range(augmented))])
 
 
 def _moved(

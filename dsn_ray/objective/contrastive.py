@@ -34,7 +34,8 @@ def cross_modal_contrastive_loss(
         no vector has another of its class.
 
     Raises:
-        ValueError: If the shapes do not fit or the temperature is not above 0.
+        ValueError: If the shapes do not fit, the temperature is not above 0, or there is no such
+            reduction.
     """
     if vectors.ndim != 2 or labels.shape != vectors.shape[:1]:
         raise ValueError(
@@ -43,6 +44,8 @@ def cross_modal_contrastive_loss(
         )
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, not {temperature}.")
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction must be mean or sum, not {reduction}.")
     with torch.autocast(vectors.device.type, enabled=False):
         wide = vectors if vectors.dtype == torch.float64 else vectors.float()
         unit = functional.normalize(wide, dim=1)

@@ -33,12 +33,14 @@ class MemoryBank(nn.Module):
             rule: what `update` does: the paper's top k, or what the released code does.
 
         Raises:
-            ValueError: If one of the three is below 1.
+            ValueError: If one of the three is below 1, or there is no such rule.
         """
         super().__init__()
         for name, value in (("num_classes", num_classes), ("k", k), ("dim", dim)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}.")
+        if rule not in ("top_k", "release"):
+            raise ValueError(f"rule must be top_k or release, not {rule}.")
         self.num_classes, self.k, self.dim, self.rule = num_classes, k, dim, rule
         self.register_buffer("features", torch.zeros(num_classes, k, dim))
         self.register_buffer("filled_places", torch.zeros(num_classes, dtype=torch.long))
@@ -75,9 +77,17 @@ class MemoryBank(nn.Module):
         self._check("image", image_features, image_labels)
         if len(sketch_labels) == 0:
             return
-        if self.rule == "release":
-            self._update_as_released(sketch_features, sketch_labels, image_features, image_labels)
-            return
+        rule = self._update_as_released if self.rule == "release" else self._keep_top_k
+        with torch.autocast(sketch_features.device.type, enabled=False):  # ranks want all digits
+            rule(sketch_features, sketch_labels, image_features, image_labels)
+
+    def _keep_top_k(
+        self,
+        sketch_features: Tensor,
+        sketch_labels: Tensor,
+        image_features: Tensor,
+        image_labels: Tensor,
+    ) -> None:
         touched = sketch_labels.unique()
         old = torch.arange(self.k, device=touched.device) < self.filled_places[touched, None]
         labels = torch.cat([touched[:, None].expand_as(old)[old], sketch_labels])
@@ -122,6 +132,11 @@ class MemoryBank(nn.Module):
                 closeness = functional.cosine_similarity(feature, centres[label], dim=0)
                 if furthest < self.num_classes and closeness > kept[furthest]:
                     self.features[furthest] = feature
+
+    @property
+    def fill(self) -> float:
+        """Part of all places that are in use, from 0 to 1."""
+        return float(self.filled_places.sum()) / (self.num_classes * self.k)
 
     def clear(self) -> None:
         """Forgets everything."""

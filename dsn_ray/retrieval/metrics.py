@@ -152,11 +152,11 @@ def evaluate_features(
     bits = queries.shape[1]
 
     def rate(query_side: NDArray[Any], gallery_side: NDArray[Any]) -> NDArray[np.float64]:
-        return _rate_queries(
+        return rate_queries(
             query_side, query_classes, gallery_side, gallery_classes, precision_at, seed
         )
 
-    queries, gallery = _unit_rows(queries), _unit_rows(gallery)
+    queries, gallery = unit_rows(queries), unit_rows(gallery)
     real = rate(queries, gallery)
     ratings = {("real", "published"): real, ("real", "standard"): real}
     if binary:
@@ -164,7 +164,7 @@ def evaluate_features(
             coding = coding._replace(variant=itq_variant or coding.variant)
             fit = coding.fit if itq_fit is None else itq_fit
             corners = _binary_codes(queries, gallery, coding, fit, seed)
-            ratings["binary", protocol] = rate(*map(_unit_rows, corners))
+            ratings["binary", protocol] = rate(*map(unit_rows, corners))
 
     rows = []
     for (codes, protocol), (plain, interpolated, precision) in ratings.items():
@@ -204,7 +204,7 @@ def _binary_codes(
     if isinstance(fit, str):
         basis = {"queries": queries, "gallery": gallery}[fit]
     else:
-        basis = _unit_rows(feature_matrix(fit, "itq_fit"))
+        basis = unit_rows(feature_matrix(fit, "itq_fit"))
     fitted = fit_itq(basis, queries.shape[1], seed=seed, variant=coding.variant)
     encoders = [fitted, fitted]
     if coding.own_means:
@@ -255,7 +255,7 @@ def rate_rankings(
     )
 
 
-def _rate_queries(
+def rate_queries(
     queries: NDArray[np.float64],
     query_labels: NDArray[np.integer[Any]],
     gallery: NDArray[np.float64],
@@ -263,7 +263,19 @@ def _rate_queries(
     k: int,
     seed: int,
 ) -> NDArray[np.float64]:
-    """Rate every query, unit rows `[Q, D]`, against the gallery `[G, D]`, in blocks: `[3, Q]`."""
+    """Rate every query by what `rate_rankings` gives, in blocks.
+
+    Args:
+        queries: `[Q, D]`, unit rows.
+        query_labels: `[Q]`, each of which the gallery has.
+        gallery: `[G, D]`, unit rows.
+        gallery_labels: `[G]`.
+        k: K of Prec@K.
+        seed: draws the tie order of the interpolated AP.
+
+    Returns:
+        `[3, Q]`: expected AP, VOC-interpolated AP, expected Prec@K.
+    """
     tie_order = np.random.default_rng(seed).permutation(len(gallery))
     block_rows = max(1, _BLOCK_ELEMENTS // len(gallery))
     columns = torch.from_numpy(gallery).T
@@ -298,7 +310,7 @@ def _mean_of_class_means(
     return np.mean([values[labels == label].mean() for label in np.unique(labels)])
 
 
-def _unit_rows(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+def unit_rows(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     """Scale rows to length 1; a row of zeros stays, at cosine 0 to everything."""
     tiny = np.finfo(np.float64).tiny
     safe = vectors / np.maximum(np.abs(vectors).max(axis=1, keepdims=True), tiny)

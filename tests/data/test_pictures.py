@@ -18,7 +18,7 @@ from dsn_ray.data.pictures import (
     rows_of_classes,
 )
 from dsn_ray.data.storage import Folder
-from dsn_ray.data.stream import Decoders, PairStream
+from dsn_ray.data.stream import AUGMENTED_VIEWS, Decoders, PairStream
 from tests.conftest import UNSEEN
 
 PX = 32
@@ -117,6 +117,7 @@ def test_no_unseen_class_reaches_a_training_or_a_validation_batch(shards, share)
         epoch_ends="longer",
         per_class=None,
         augment=AugmentConfig(shared=0.0),
+        augmented=AUGMENTED_VIEWS,
         seed=0,
     )
     names = [name for name in shards.seen_classes if name not in held_out]
@@ -137,7 +138,11 @@ def both(shards):
 
 def epoch_of(pictures, rank=0, world=1, processes=0):
     tables = {domain: one.table() for domain, one in pictures.items()}
-    decoders = Decoders(processes, pictures, tables, AugmentConfig(), 0) if processes else None
+    decoders = (
+        Decoders(processes, pictures, tables, AugmentConfig(), AUGMENTED_VIEWS, 0)
+        if processes
+        else None
+    )
     stream = PairStream(
         *tables.values(),
         np.array([0, 2, 3]),
@@ -146,6 +151,7 @@ def epoch_of(pictures, rank=0, world=1, processes=0):
         epoch_ends="longer",
         per_class=5,
         augment=AugmentConfig(),
+        augmented=AUGMENTED_VIEWS,
         seed=0,
         rank=rank,
         world=world,

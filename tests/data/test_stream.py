@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from dsn_ray.config import AugmentConfig
 from dsn_ray.data.pictures import TeacherLogits, load_pictures
-from dsn_ray.data.stream import PairStream, draw_epoch
+from dsn_ray.data.stream import AUGMENTED_VIEWS, PairStream, draw_epoch
 
 
 @given(
@@ -80,6 +80,7 @@ def make_stream(tables, rank=0, world=1, classes=(0, 2, 3), **changes):
         "epoch_ends": "longer",
         "per_class": None,
         "augment": AugmentConfig(),
+        "augmented": AUGMENTED_VIEWS,
         "seed": 0,
         **changes,
     }
@@ -96,6 +97,15 @@ def test_batches_hold_what_they_say(tables):
         assert batch.photo_views.dtype == torch.uint8
         assert set(batch.photo_labels.tolist()) <= {0, 1, 2}
         assert batch.teacher_logits.shape == (8, 1000)
+
+
+def test_without_augmented_views_the_first_ones_are_the_same(tables):
+    for one, three in zip(
+        make_stream(tables, augmented=0).epoch(1), make_stream(tables).epoch(1), strict=True
+    ):
+        assert one.sketch_views.shape == (4, 1, 3, 32, 32)
+        assert torch.equal(one.sketch_views, three.sketch_views[:, :1])
+        assert torch.equal(one.photo_views, three.photo_views[:, :1])
 
 
 def test_an_epoch_again_is_the_same_epoch_and_another_is_another(tables):

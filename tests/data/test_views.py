@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as reference
 from dsn_ray.config import AugmentConfig
 from dsn_ray.data import decoding, views
 from dsn_ray.data.decoding import UndecodablePicture
-from dsn_ray.data.views import decode, three_views
+from dsn_ray.data.views import decode, random_views
 
 
 def replace(config: AugmentConfig, **changes) -> AugmentConfig:
@@ -155,7 +155,7 @@ def test_the_pixel_limit_is_checked_before_any_pixel_is_decoded(monkeypatch):
 def test_equal_generators_give_equal_views_and_others_differ(is_sketch):
     picture = noise(40, 40)
     first, again, other = (
-        three_views(picture, is_sketch, rng(seed), AugmentConfig()) for seed in (5, 5, 6)
+        random_views(picture, is_sketch, rng(seed), AugmentConfig()) for seed in (5, 5, 6)
     )
     assert first.shape == (3, 3, 40, 40)
     assert first.dtype == np.uint8
@@ -166,7 +166,7 @@ def test_equal_generators_give_equal_views_and_others_differ(is_sketch):
 
 def test_without_any_chance_all_views_are_the_picture():
     picture = noise(31, 31)
-    result = three_views(picture, True, rng(), STILL)
+    result = random_views(picture, True, rng(), STILL)
     np.testing.assert_array_equal(result, np.stack([picture] * 3))
 
 
@@ -174,17 +174,17 @@ def test_flips_are_exact_mirrors():
     picture = noise(30, 30)
     mirror = picture[:, :, ::-1]
     shared = replace(STILL, shared=1, flip=1, scale=0, rotate=0, shift=0)
-    for result in three_views(picture, False, rng(), shared):
+    for result in random_views(picture, False, rng(), shared):
         np.testing.assert_array_equal(result, mirror)
-    own = three_views(picture, False, rng(), replace(STILL, view_flip=1))
+    own = random_views(picture, False, rng(), replace(STILL, view_flip=1))
     np.testing.assert_array_equal(own, np.stack([picture, mirror, mirror]))
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_centre_stays_unless_the_corner_is_fixed(seed):
     picture = with_dot(65, 3)
-    assert (three_views(picture, True, rng(seed), TURNED)[:, :, 32, 32] == 0).all()
-    cornered = three_views(picture, True, rng(seed), replace(TURNED, centre="corner", degrees=5))
+    assert (random_views(picture, True, rng(seed), TURNED)[:, :, 32, 32] == 0).all()
+    cornered = random_views(picture, True, rng(seed), replace(TURNED, centre="corner", degrees=5))
     assert (cornered[:, :, 32, 32] == 255).all()
 
 
@@ -208,7 +208,7 @@ def test_the_move_is_that_of_torchvision(centre):
         interpolation=reference.InterpolationMode.BILINEAR,
         center=[0.0, 0.0] if centre == "corner" else None,
     ).numpy()
-    result = three_views(picture, False, rng(4), config)[0]
+    result = random_views(picture, False, rng(4), config)[0]
     inside = (expected > 0).all(axis=0) & (result > 0).all(axis=0)
     assert inside.mean() > 0.4
     assert np.abs(result - expected)[:, inside].max() <= 2
@@ -218,7 +218,7 @@ def test_the_shift_grows_with_the_picture():
     config = replace(STILL, shared=1, flip=0, scale=0, rotate=0, shift=1)
     moved = []
     for px in (112, 224):
-        view = three_views(with_dot(px, px // 8), True, rng(2), config)[0, 0]
+        view = random_views(with_dot(px, px // 8), True, rng(2), config)[0, 0]
         rows, columns = np.nonzero(view < 128)
         moved.append(np.array([rows.mean(), columns.mean()]) + 0.5 - px / 2)
     assert 0 < np.abs(moved[1]).max() <= 10
@@ -231,10 +231,10 @@ CORNERS = (slice(None), [0, 0, -1, -1], [0, -1, 0, -1])
 @pytest.mark.parametrize("seed", range(5))
 def test_beyond_the_picture_is_paper_for_sketches_and_the_edge_for_photos(seed):
     black = np.zeros((3, 48, 48), np.uint8)
-    assert (three_views(black, True, rng(seed), TURNED)[0][CORNERS] == 255).all()
+    assert (random_views(black, True, rng(seed), TURNED)[0][CORNERS] == 255).all()
     photo = np.clip(noise(48, 48), 60, 200)
     photo[:, [0, -1]] = photo[:, :, [0, -1]] = np.array([90, 120, 150], np.uint8).reshape(3, 1, 1)
-    view = three_views(photo, False, rng(seed), TURNED)[0]
+    view = random_views(photo, False, rng(seed), TURNED)[0]
     assert view.min() >= 60
     assert view.max() <= 200
     assert (view[CORNERS] == np.array([[90], [120], [150]])).all()
@@ -243,14 +243,14 @@ def test_beyond_the_picture_is_paper_for_sketches_and_the_edge_for_photos(seed):
 @pytest.mark.parametrize("is_sketch", [True, False])
 def test_the_black_fill_is_black_for_both(is_sketch):
     white = np.full((3, 48, 48), 255, np.uint8)
-    view = three_views(white, is_sketch, rng(), replace(TURNED, fill="black"))[0]
+    view = random_views(white, is_sketch, rng(), replace(TURNED, fill="black"))[0]
     assert (view[CORNERS] == 0).all()
 
 
 def test_paper_stays_white_under_every_move():
     white = np.full((3, 33, 33), 255, np.uint8)
     for seed in range(10):
-        assert (three_views(white, True, rng(seed), AugmentConfig())[0] == 255).all()
+        assert (random_views(white, True, rng(seed), AugmentConfig())[0] == 255).all()
 
 
 @pytest.mark.parametrize("amount", [-0.4, -0.1, 0.07, 0.4])
@@ -275,14 +275,14 @@ def test_each_change_of_colours_is_that_of_torchvision(step, adjust, amount):
 def test_grey_is_the_luma_of_torchvision():
     picture = noise(40, 40)
     expected = reference.rgb_to_grayscale(torch.from_numpy(picture), 3).numpy().astype(int)
-    result = three_views(picture, False, rng(), replace(STILL, grey=1))
+    result = random_views(picture, False, rng(), replace(STILL, grey=1))
     np.testing.assert_array_equal(result[0], picture)
     assert np.abs(result[1:] - expected).max() <= 1
 
 
 def test_a_grey_picture_stays_grey_under_jitter():
     grey = np.repeat(noise(20, 20)[:1], 3, axis=0)
-    result = three_views(grey, False, rng(), replace(STILL, jitter=1)).astype(int)
+    result = random_views(grey, False, rng(), replace(STILL, jitter=1)).astype(int)
     assert (result[1] != grey).any()
     assert np.ptp(result, axis=1).max() <= 1
 
@@ -298,7 +298,7 @@ def test_a_grey_picture_stays_grey_under_jitter():
 )
 def test_any_picture_of_any_size_has_its_views(px, height, width, kind, is_sketch, seed):
     data = encoded(image_of(noise(height, width)), kind)
-    result = three_views(decode(data, px), is_sketch, rng(seed), AugmentConfig())
+    result = random_views(decode(data, px), is_sketch, rng(seed), AugmentConfig())
     assert result.shape == (3, 3, px, px)
 
 

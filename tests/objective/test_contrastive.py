@@ -102,6 +102,11 @@ def test_a_bad_temperature_is_named(temperature):
         cross_modal_contrastive_loss(torch.ones(2, 2), torch.zeros(2), temperature)
 
 
+def test_a_reduction_that_there_is_not_is_named():
+    with pytest.raises(ValueError, match="reduction must be mean or sum, not total"):
+        cross_modal_contrastive_loss(torch.ones(2, 3), torch.zeros(2), 0.07, "total")
+
+
 def test_shapes_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match="vectors must be"):
         cross_modal_contrastive_loss(torch.ones(2, 2), torch.zeros(3), 0.1)

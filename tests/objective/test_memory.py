@@ -263,3 +263,19 @@ def test_a_label_outside_the_classes_is_named():
     bank = MemoryBank(2, 1, 3)
     with pytest.raises(ValueError, match=r"image_labels must lie between 0 and 1; found 2 to 2"):
         bank.loss(torch.ones(1, 3), torch.tensor([2]))
+
+
+def test_a_rule_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match="rule must be top_k or release, not best"):
+        MemoryBank(2, 2, 3, "best")
+
+
+def test_autocast_does_not_change_what_is_kept():
+    torch.manual_seed(0)
+    plain, automatic = (MemoryBank(2, 50, 64) for _ in range(2))
+    photos, labels = torch.randn(6, 64), torch.arange(6) % 2
+    given = torch.randn(2000, 64), torch.arange(2000) % 2, photos, labels
+    plain.update(*given)
+    with torch.autocast("cpu", torch.bfloat16):
+        automatic.update(*given)
+    torch.testing.assert_close(automatic.features, plain.features, rtol=0, atol=0)

@@ -1,0 +1,55 @@
+"""How long a search takes in galleries of a thousand to ten million photos.
+
+Example:
+    python benchmarks/search.py
+"""
+
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from dsn_ray.gallery import Gallery
+
+DIM = 64
+SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
+REPEATS = 9
+
+
+def gallery_of(size: int, random: np.random.Generator) -> Gallery:
+    """Random features at length 1; their signs are the codes."""
+    features = random.standard_normal((size, DIM), np.float32)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    codes = np.packbits(features > 0, axis=1)
+    paths = ("photo.png",) * size
+    return Gallery(Path(), paths, features, np.zeros(DIM), np.eye(DIM), codes, (), 0)
+
+
+def seconds(gallery: Gallery, queries: np.ndarray, codes: str) -> float:
+    """Median of several searches for ten photos each."""
+    took = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        gallery.search(queries, 10, codes)  # type: ignore[arg-type]
+        took.append(time.perf_counter() - started)
+    return statistics.median(took)
+
+
+def main() -> None:
+    """Prints the table."""
+    random = np.random.default_rng(0)
+    table = Table("photos", "codes", "one sketch", "each of 20 at once")
+    for size in SIZES:
+        gallery = gallery_of(size, random)
+        queries = random.standard_normal((20, DIM), np.float32)
+        for codes in ("real", "binary"):
+            one, twenty = (seconds(gallery, queries[:n], codes) for n in (1, 20))
+            table.add_row(f"{size:,}", codes, f"{one * 1e3:.2f} ms", f"{twenty / 20 * 1e3:.2f} ms")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""What lies behind a checkpoint's numbers: per class, per recall, and the photos that were found.
+
+They are of real-valued codes, plain AP, and a gallery with each photo once.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from dsn_ray.data.storage import Folder
+from dsn_ray.figures import Tile, grid
+from dsn_ray.rating import Embedded
+from dsn_ray.retrieval.curves import RECALLS, class_similarity, precision_recall
+from dsn_ray.retrieval.metrics import rate_queries, unit_rows
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from dsn_ray.data.pictures import PictureTable
+
+ABOUT, PER_CLASS, RECALL, SIMILARITY = (
+    "about.json",
+    "per_class.csv",
+    "precision_recall.csv",
+    "similarity.csv",
+)
+CHOSEN, WORST = "retrievals.png", "worst.png"
+_SHOWN, _NEAREST = 10, 10  # rows and photos of a picture, as in the paper's Figure 5
+
+
+def chosen_queries(queries: Embedded) -> "NDArray[np.intp]":
+    """The first query of some classes."""
+    _, firsts = np.unique(queries.labels, return_index=True)
+    count = min(_SHOWN, len(firsts))
+    return np.asarray(firsts[np.arange(count) * len(firsts) // count])
+
+
+def draw(queries: Embedded, gallery: Embedded, shown: Iterable[int]) -> Image.Image:
+    """Some queries and the ten photos nearest to each, wrong ones framed red (Figure 5)."""
+    sketches, photos = queries.pictures.table(), gallery.pictures.table()
+    unit = unit_rows(gallery.values.astype(np.float64))
+
+    def tile(table: "PictureTable", side: Embedded, row: int, frame: str | None = None) -> Tile:
+        place = int(np.flatnonzero(table.ids == side.ids[row])[0])
+        pixels = table.pixels(place).transpose(1, 2, 0)
+        return Tile(Image.fromarray(np.ascontiguousarray(pixels)), "", frame)
+
+    rows = []
+    for query in shown:
+        nearest = np.argsort(-(unit @ queries.values[query]), kind="stable")[:_NEAREST]
+        right = gallery.labels[nearest] == queries.labels[query]
+        rows.append(
+            [
+                tile(sketches, queries, query),
+                *(
+                    tile(photos, gallery, row, None if good else "red")
+                    for row, good in zip(nearest, right, strict=True)
+                ),
+            ]
+        )
+    return grid(rows)
+
+
+def write_details(
+    folder: Folder,
+    about: dict[str, Any],
+    classes: Sequence[str],
+    queries: Embedded,
+    gallery: Embedded,
+) -> None:
+    """Writes all files of a folder, `about.json` last.
+
+    Args:
+        folder: where they go.
+        about: what they are of.
+        classes: name of each label.
+        queries: the sketches.
+        gallery: the photos.
+    """
+    asked = queries.where(np.isin(queries.labels, gallery.labels))
+    units = [unit_rows(side.values.astype(np.float64)) for side in (asked, gallery)]
+    average, *_ = rate_queries(units[0], asked.labels, units[1], gallery.labels, k=100, seed=0)
+    sides = asked.values, asked.labels, gallery.values, gallery.labels
+
+    per_class = [
+        (
+            classes[label],
+            int(mine.sum()),
+            int((gallery.labels == label).sum()),
+            average[mine].mean(),
+        )
+        for label in np.unique(asked.labels)
+        for mine in [asked.labels == label]
+    ]
+    folder.write(PER_CLASS, _table(["class", "sketches", "photos", "AP"], per_class))
+    curve = zip(RECALLS.round(2), precision_recall(*sides), strict=True)
+    folder.write(RECALL, _table(["recall", "precision"], curve))
+    similar = class_similarity(*sides, len(classes))
+    named = ([name, *row] for name, row in zip(classes, similar, strict=True))
+    folder.write(SIMILARITY, _table(["sketches of", *classes], named))
+    folder.write(CHOSEN, _png(draw(asked, gallery, chosen_queries(asked))))
+    folder.write(WORST, _png(draw(asked, gallery, _worst(average, asked.labels))))
+    folder.write(ABOUT, json.dumps(about).encode())
+
+
+def _worst(average: "NDArray[np.float64]", labels: "NDArray[np.int64]") -> "NDArray[np.intp]":
+    """The worst query of each of the classes whose worst is worst."""
+    order = np.argsort(average, kind="stable")
+    _, firsts = np.unique(labels[order], return_index=True)
+    return np.asarray(order[np.sort(firsts)[:_SHOWN]])
+
+
+def _table(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    for row in rows:
+        writer.writerow([f"{x:.4f}" if isinstance(x, float) else x for x in row])
+    return text.getvalue().encode()
+
+
+def _png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG", optimize=True)
+    return file.getvalue()

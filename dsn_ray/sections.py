@@ -1,0 +1,321 @@
+"""The sections of a report; each is left out where a run has nothing for it."""
+
+import csv
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+
+from dsn_ray import details
+from dsn_ray.album import Album, Picture, Section, Table
+from dsn_ray.charts import Curve, bars, curves, heat_map, history, scatter
+from dsn_ray.record import RunRecord
+from dsn_ray.search import STUDY, open_journal
+from dsn_ray.space import describe
+from dsn_ray.tables import TABLE_2, TITLE, final_lines, final_notes
+
+_LAMBDAS = ("loss.lambda1", "loss.lambda2")
+
+
+def _results(run: RunRecord, album: Album) -> Iterator[Section]:
+    """The final table, beside the paper's Table 1."""
+    rows, official = run.final.get("rows", []), run.final.get("official", {})
+    if not rows:
+        return
+    random = run.config["config"]["network"]["weights"] == "none"
+    lines = final_lines(rows, run.final.get("untrained", []), official, random)
+    columns = {"data set": "dataset", "codes": "codes", "protocol": "protocol"}
+    if any(line.variant for line in lines):
+        columns["variant"] = "variant"
+    columns["trained"] = "trained"
+    if any(line.difference for line in lines):
+        columns["difference"] = "difference"
+    columns |= {"untrained": "untrained", "paper": "paper"}
+    cells = [[getattr(line, name) for name in columns.values()] for line in lines]
+    table = Table(list(columns), cells, final_notes(rows, official))
+    yield Section("Results", TITLE + ", of the final trainings.", [table])
+
+
+def _ablation(run: RunRecord, album: Album) -> Iterator[Section]:
+    """The variants, beside the paper's Table 2."""
+    rows = [row for row in run.final.get("rows", []) if row.get("variant") in TABLE_2]
+    official = run.final.get("official", {})
+    if len({row["variant"] for row in rows}) < 2:
+        return
+    lines = [
+        line
+        for line in final_lines(rows, [], official, False)
+        if (line.codes, line.protocol) == ("binary", "published")
+    ]
+    cells = []
+    for line in lines:
+        paper = TABLE_2[line.variant].get(line.dataset)
+        mark = "" if official[line.dataset] else " (other data)"
+        cells.append(
+            [
+                *(line.dataset, line.variant),
+                *(text.partition(" / ")[0] for text in (line.trained, line.difference)),
+                "-" if paper is None else f"{paper:.3f}{mark}",
+            ]
+        )
+    header = ["data set", "variant", "mAP@all", "difference", "paper"]
+    table = Table(header, cells, final_notes(rows, official)[1:])
+    text = "mAP@all of binary codes, protocol published, as in the paper's Table 2 (64-d)."
+    yield Section("What each loss adds", text, [table])
+
+
+def _search(run: RunRecord, album: Album) -> Iterator[Section]:
+    """The trials, their history and what mattered."""
+    if not run.trials:
+        return
+    section = Section("The search", "Validation mAP@all, on classes held out of the seen ones.")
+    several = len({trial["seed"] for trial in run.trials}) > 1
+    section.tables.append(
+        Table(
+            ["trial", *(["seed"] if several else []), "settings", "mAP@all", "epochs", "state"],
+            [
+                [
+                    str(trial["number"]),
+                    *([str(trial["seed"])] if several else []),
+                    describe(trial["parameters"]),
+                    "-" if trial["value"] is None else f"{trial['value']:.4f}",
+                    *(str(trial["epochs"]), trial["state"]),
+                ]
+                for trial in run.trials
+            ],
+        )
+    )
+    values = [(t["number"], t["value"], t["state"]) for t in run.trials if t["value"] is not None]
+    if len(values) > 1:
+        header = ["trial", "value", "state"]
+        draw = history(values)
+        section.pictures.append(
+            album.plot("history", "Each trial, and the best so far", draw, header, values)
+        )
+    if important := _importance(run):
+        title = "How much each setting mattered (PED-ANOVA)"
+        size = {"height": 0.8 + 0.4 * len(important)}
+        header = ["setting", "importance"]
+        draw = bars(important, "importance")
+        section.pictures.append(
+            album.plot("importance", title, draw, header, important.items(), **size)
+        )
+    yield section
+
+
+def _importance(run: RunRecord) -> dict[str, float]:
+    """Optuna's importances of the settings; none where it cannot tell."""
+    if not (run.folder / STUDY).exists():
+        return {}
+    study = optuna.load_study(study_name="search", storage=open_journal(run.folder / STUDY))
+    ended = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    if len(ended) < 4 or len({trial.value for trial in ended}) < 2:
+        return {}
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    try:
+        found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    except (ValueError, RuntimeError):  # all trials are alike in what could matter
+        return {}
+    return {name.rpartition(".")[2]: value for name, value in found.items()}
+
+
+def _lambdas(run: RunRecord, album: Album) -> Iterator[Section]:
+    """Validation mAP over lambda1 and lambda2, and the unseen one where each point has it."""
+    validation = [
+        (*(trial["parameters"].get(name) for name in _LAMBDAS), trial["value"])
+        for trial in run.trials
+        if trial["state"] == "finished"
+    ]
+    section = Section("mAP over lambda1 and lambda2", "After the paper's Figure 3.")
+    section.pictures += _surface(album, "lambdas", "Validation classes, real-valued", validation)
+    rows = [
+        row
+        for row in run.final.get("rows", [])
+        if (row["codes"], row["protocol"], row["metric"]) == ("binary", "published", "mAP@all")
+        and not row.get("deduplicated")
+    ]
+    for data in dict.fromkeys(row["dataset"] for row in rows):
+        unseen = [
+            (*(row["parameters"].get(name) for name in _LAMBDAS), row["value"])
+            for row in rows
+            if row["dataset"] == data
+        ]
+        title = f"{data}, unseen classes, binary (never chosen by)"
+        section.pictures += _surface(album, f"lambdas-{_safe(data)}", title, unseen)
+    yield section
+
+
+def _surface(
+    album: Album, file: str, title: str, points: Sequence[tuple[Any, ...]]
+) -> Iterator[Picture]:
+    """A heat map where the points are a grid, else a scatter plot; nothing for two points."""
+    points = [point for point in points if None not in point]
+    xs, ys = (sorted({point[axis] for point in points}) for axis in (0, 1))
+    if len({point[:2] for point in points}) < 3:
+        return
+    header = ["lambda1", "lambda2", "mAP@all"]
+    if 2 * len({point[:2] for point in points}) > len(xs) * len(ys):
+        cells = np.array(
+            [
+                [np.mean([v for *at, v in points if at == [x, y]] or math.nan) for x in xs]
+                for y in ys
+            ]
+        )
+        names = [[f"{value:g}" for value in axis] for axis in (ys, xs)]
+        draw = heat_map(cells, names[0], names[1], header)
+    else:
+        draw = scatter([point for point in points if min(point[:2]) > 0], header)
+    yield album.plot(file, title, draw, header, points)
+
+
+def _learning(run: RunRecord, album: Album) -> Iterator[Section]:
+    """Learning curves of the trials and of the final trainings."""
+    last = {(line["training"], line["epoch"]): line for line in run.epochs}
+    trainings: dict[str, list[dict[str, Any]]] = {}
+    for (training, _), line in sorted(last.items()):
+        trainings.setdefault(training, []).append(line)
+    cut = {
+        f"trial {trial['number']}, seed {trial['seed']}"
+        for trial in run.trials
+        if trial["state"] == "stopped early"
+    }
+    ended = [trial for trial in run.trials if trial["state"] == "finished"]
+    best = max(ended, key=lambda trial: trial["value"], default=None)
+    bold = f"trial {best['number']}, seed {best['seed']}" if best else None
+    section = Section("Learning curves")
+    header = ["training", "epoch"]
+    for file, title, key, of_search in (
+        ("learning", "Validation mAP@all of the trials", "mAP", True),
+        ("loss-search", "Loss of the trials", "loss_total", True),
+        ("loss-final", "Loss of the final trainings", "loss_total", False),
+    ):
+        lines = [
+            Curve(name, [x["epoch"] for x in epochs], [x[key] for x in epochs], name in cut)
+            for name, epochs in trainings.items()
+            if name.startswith("trial ") == of_search and all(key in x for x in epochs)
+        ]
+        if lines:
+            rows = [
+                (line.name, x, y) for line in lines for x, y in zip(line.x, line.y, strict=True)
+            ]
+            draw = curves(lines, "epoch", "mAP@all" if key == "mAP" else "loss", bold)
+            section.pictures.append(album.plot(file, title, draw, [*header, key], rows))
+    yield section
+
+
+def _retrieval(run: RunRecord, album: Album) -> Iterator[Section]:
+    """What lies behind the numbers of the first seed of each data set and variant."""
+    about = {path: json.loads((path / details.ABOUT).read_text()) for path in run.details}
+    datasets: dict[str, dict[str, Path]] = {}
+    for path, of in sorted(about.items(), key=lambda item: item[1]["seed"], reverse=True):
+        datasets.setdefault(of["dataset"], {})[of["variant"]] = path
+    for data, variants in sorted(datasets.items()):
+        seed = min(of["seed"] for of in about.values() if of["dataset"] == data)
+        names = _in_order(run, variants)
+        shown = names[-1]
+        folder, safe = variants[shown], _safe(data)
+        of_shown = f", {shown}" if shown else ""
+        section = Section(
+            f"What was found: {data}{of_shown}",
+            f"Unseen classes, real-valued codes, plain AP, each photo once, seed {seed}.",
+        )
+        for file, title in (
+            (details.CHOSEN, "The ten nearest photos, wrong ones framed red (Figure 5)"),
+            (details.WORST, "The worst queries, one of a class"),
+        ):
+            png = (folder / file).read_bytes()
+            section.pictures.append(album.photos(f"{Path(file).stem}-{safe}", title, png))
+        header, *rows = _csv(folder / details.PER_CLASS)
+        by_class = dict(sorted(((r[0], float(r[3])) for r in rows), key=lambda item: -item[1]))
+        height = 1 + 0.19 * len(by_class)
+        draw = bars(by_class, "AP, mean over the sketches of the class")
+        section.pictures.append(
+            album.plot(f"per-class-{safe}", "AP per class", draw, header, rows, height=height)
+        )
+        lines = []
+        for name in names:
+            _, *numbers = _csv(variants[name] / details.RECALL)
+            recall, precision = np.array(numbers, float).T.tolist()
+            lines.append(Curve(name or "trained", recall, precision))
+        points = [(c.name, x, y) for c in lines for x, y in zip(c.x, c.y, strict=True)]
+        draw = curves(lines, "recall", "precision")
+        title, header = "Precision at each recall", ["variant", "recall", "precision"]
+        section.pictures.append(album.plot(f"recall-{safe}", title, draw, header, points))
+        (_, *columns), *rows = _csv(folder / details.SIMILARITY)
+        cells = np.array([row[1:] for row in rows], float)
+        labels = ["photos of", "sketches of", "cosine of the class means"]
+        draw = heat_map(cells, columns, columns, labels)
+        title = "How alike classes look across domains (Figure 4)"
+        side = 3 + 0.2 * len(columns)
+        section.pictures.append(
+            album.plot(
+                *(f"similarity-{safe}", title, draw, ["sketches of", *columns], rows),
+                width=side + 1,
+                height=side,
+            )
+        )
+        yield section
+
+
+def _in_order(run: RunRecord, variants: Iterable[str]) -> list[str]:
+    """Variants in the space's order."""
+    order = list(run.config.get("space", {}).get("variants") or {})
+    return sorted(variants, key=lambda name: (order.index(name) if name in order else -1, name))
+
+
+def _what_ran(run: RunRecord, album: Album) -> Iterator[Section]:
+    """Data, machine, versions and time."""
+    config = run.config["config"]
+    rows = [
+        ("data", ", ".join(run.config["data"])),
+        ("backbone", f"{config['network']['backbone']} at {config['data']['px']} px"),
+        ("embedding", f"{config['network']['dim']} numbers"),
+        ("epochs", f"{config['train']['epochs']} a training, {len(run.epochs)} in all"),
+    ]
+    if run.epochs:
+        seconds = sum(line["seconds"] for line in run.epochs)
+        waiting = sum(line["seconds"] * line["waiting_for_data"] for line in run.epochs)
+        rows.append(
+            (
+                "time in training",
+                f"{_time(seconds)}, {waiting / seconds:.0%} of it waiting for data",
+            )
+        )
+    for line in run.sessions:
+        rows.append((line["started"], f"{_time(line['seconds'])} on {line['cluster']}"))
+    if run.sessions:
+        last = run.sessions[-1]
+        versions = ", ".join(f"{name} {number}" for name, number in last["packages"].items())
+        rows.append(("machine", f"{last['processor']}; {last['system']}"))
+        rows.append(("versions", f"Python {last['python']}, {versions}"))
+    yield Section("What ran", "", [Table([], [list(row) for row in rows])])
+
+
+def _time(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+
+
+def _safe(name: str) -> str:
+    return name.replace(":", "-").replace("/", "-")
+
+
+def _csv(path: Path) -> list[list[str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+SECTIONS: tuple[Callable[[RunRecord, Album], Iterator[Section]], ...] = (
+    _results,
+    _ablation,
+    _retrieval,
+    _lambdas,
+    _search,
+    _learning,
+    _what_ran,
+)

@@ -1,0 +1,185 @@
+"""A page to draw on: what one draws is searched for among the photos of a folder.
+
+Examples:
+    python -m dsn_ray.serve --checkpoint C --gallery photos
+    python -m dsn_ray.serve --checkpoint C --gallery photos --replicas 2 --port 8080
+"""
+
+import argparse
+import ipaddress
+import os
+import signal
+import socket
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dsn_ray import cli
+from dsn_ray.checkpoint import open_checkpoint
+from dsn_ray.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import ray
+    from fastapi import FastAPI
+    from numpy.typing import NDArray
+    from ray.serve import Application
+    from ray.serve.handle import DeploymentHandle
+
+    from dsn_ray.gallery import Gallery
+
+_BATCH, _BATCH_WAIT = 16, 0.005  # sketches embedded at a time, and seconds to wait for more
+_ONGOING = 1000  # requests that reach the page at a time; it refuses searches itself, politely
+
+
+def application(
+    checkpoint: Path, gallery: "ray.ObjectRef[Gallery]", px: int, replicas: int, threads: int
+) -> "Application":
+    """What Ray Serve runs: networks that embed, and before them the page with its search.
+
+    The page is one process with one list of photos, so that a photo's number means the same in
+    every request, also after a crash and where files have come and gone since.
+
+    Args:
+        checkpoint: folder of the network.
+        gallery: in Ray's object store.
+        px: side at which the network sees a sketch.
+        replicas: how many networks.
+        threads: torch's of each.
+    """
+    import ray
+    from ray import serve
+
+    from dsn_ray.gallery import embed
+    from dsn_ray.web import CAPACITY, make_app
+
+    class Searcher:
+        def __init__(self) -> None:
+            _use_threads(threads)
+            self._network = open_checkpoint(checkpoint).network()
+
+        @serve.batch(max_batch_size=_BATCH, batch_wait_timeout_s=_BATCH_WAIT)
+        async def features(
+            self, sketches: "list[NDArray[np.uint8]]"
+        ) -> "list[NDArray[np.float32]]":
+            return list(embed(self._network, sketches, photos=False))
+
+    class Page:
+        def __init__(self, searcher: "DeploymentHandle") -> None:
+            _use_threads(1)
+            self._searcher = searcher
+
+        def __serve_build_asgi_app__(self) -> "FastAPI":
+            return make_app(ray.get(gallery), px, self._features, CAPACITY * replicas)
+
+        async def _features(self, sketch: "NDArray[np.uint8]") -> "NDArray[np.float32]":
+            features: NDArray[np.float32] = await self._searcher.features.remote(sketch)
+            return features
+
+    # Zero CPUs: on a small machine the processes share what there is instead of waiting for ever.
+    shared = {"num_cpus": 0}
+    searcher = serve.deployment(
+        Searcher,
+        num_replicas=replicas,
+        max_ongoing_requests=2 * _BATCH,
+        ray_actor_options=shared,
+    )
+    page = serve.deployment(
+        serve.ingress()(Page), max_ongoing_requests=_ONGOING, ray_actor_options=shared
+    )
+    return page.bind(searcher.bind())
+
+
+def _use_threads(number: int) -> None:
+    import torch
+
+    torch.set_num_threads(number)
+
+
+def _serve(parsed: argparse.Namespace) -> None:
+    """Serves until a signal comes."""
+    import ray
+    from ray import serve
+
+    from dsn_ray.data.storage import cache_folder
+    from dsn_ray.gallery import open_gallery
+    from dsn_ray.runtime import ray_cluster
+
+    checkpoint = open_checkpoint(parsed.checkpoint)
+    with cli.quiet_log("serve") as console:
+        found = open_gallery(
+            checkpoint,
+            parsed.gallery,
+            cache_folder(),
+            lambda done, of: console.print(f"{done} of {of} new photos", soft_wrap=True),
+        )
+        for path, reason in found.rejected[:10]:
+            console.print(f"{path} is left out: {reason}", soft_wrap=True)
+        if not ipaddress.ip_address(socket.gethostbyname(parsed.host)).is_loopback:
+            console.print("Everybody who reaches this address can search: there is no password.")
+        with ray_cluster():
+            if serve.status().proxies:
+                raise UserError(
+                    "Ray Serve already runs on this Ray cluster: end it, or unset RAY_ADDRESS."
+                )
+            served = application(
+                parsed.checkpoint.resolve(),
+                ray.put(replace(found, root=found.root.resolve())),
+                checkpoint.config.data.px,
+                parsed.replicas,
+                # Half of the CPUs decode and answer; where torch's threads have to wait for one
+                # another's CPU, a sketch takes a hundred times as long.
+                threads=max(1, (os.cpu_count() or 1) // (2 * parsed.replicas)),
+            )
+            try:
+                serve.start(
+                    proxy_location="HeadOnly",
+                    http_options={"host": parsed.host, "port": parsed.port},
+                )
+                serve.run(served, name="dsn_ray", route_prefix="/")
+                address = f"http://{parsed.host}:{parsed.port}"
+                console.print(f"Draw at {address} ({len(found.paths)} photos); Ctrl-C ends it.")
+                with suppress(KeyboardInterrupt, SystemExit):  # of SIGTERM, Ray makes the latter
+                    signal.pause()
+            finally:
+                serve.shutdown()
+
+
+def _check_free(host: str, port: int) -> None:
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except OSError as error:
+        raise UserError(f"--host {host} --port {port}: {error.strerror or error}.") from None
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = cli.parser(__doc__, "dsn_ray.serve")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="C", help="its folder")
+    parser.add_argument("--gallery", type=Path, required=True, metavar="DIR", help="of photos")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, help="(8000)")
+    parser.add_argument("--replicas", type=int, default=1, metavar="N", help="networks (1)")
+    return parser
+
+
+@cli.command
+def main(arguments: list[str] | None) -> None:
+    """Runs the command."""
+    parsed = _arguments().parse_args(arguments)
+    if parsed.replicas < 1:
+        raise UserError(f"--replicas {parsed.replicas}: at least 1 is needed.")
+    if not 1 <= parsed.port <= 65535:
+        raise UserError(f"--port {parsed.port}: it must be from 1 to 65535.")
+    try:
+        import fastapi as _  # noqa: F401
+    except ImportError:
+        raise UserError("The page needs FastAPI: pip install 'dsn-ray[serve]' brings it.") from None
+    _check_free(parsed.host, parsed.port)
+    _serve(parsed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
