@@ -272,6 +272,7 @@ def run_folder(name: str | None, stem: str, storage: str | None) -> Iterator[Run
                 "--resume to go on with it."
             )
     check_writable(run.folder.parent, "--storage")
+    _check_rights(run.storage)
     run.folder.mkdir()
     try:
         yield run
@@ -290,12 +291,11 @@ def resumable(module: str, run: Run, shape: "Shape", options: Sequence[str] = ()
     """Turns Ctrl-C and SIGTERM into the command that goes on with a run, in the shape it has.
 
     Raises:
-        Interrupted: In place of `KeyboardInterrupt`, and of `SystemExit`, which is what Ray makes
-            of SIGTERM, the signal that ends its jobs.
+        Interrupted: In place of `KeyboardInterrupt`.
     """
     try:
         yield
-    except (KeyboardInterrupt, SystemExit):
+    except KeyboardInterrupt:
         asked = [
             word
             for field in dataclasses.fields(shape)
@@ -314,6 +314,25 @@ def _exists(place: str) -> bool:
     except OSError as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise UserError(f"--storage {place}: it cannot be reached ({reason}).") from None
+
+
+def _check_rights(storage: str) -> None:
+    """Writes and deletes where a URL points, as a run will.
+
+    Raises:
+        UserError: If that is not allowed.
+    """
+    from dsn_ray.data.storage import Folder
+
+    if "://" not in storage:
+        return
+    folder = Folder.at(storage)
+    try:
+        folder.write("probe", b"")
+        folder.remove()
+    except OSError as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"--storage {storage}: it cannot be written to ({reason}).") from None
 
 
 class Asked(Protocol):

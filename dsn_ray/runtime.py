@@ -2,9 +2,11 @@
 
 import logging
 import os
+import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -125,6 +127,7 @@ def ray_cluster() -> Iterator[str]:
             )
         else:
             context = _attach(address, given)
+        _stop_on_sigterm()
         quiet_data()
         if not context.dashboard_url:
             yield "not running"
@@ -134,6 +137,15 @@ def ray_cluster() -> Iterator[str]:
         ray.shutdown()
         for name in own:
             del os.environ[name]
+
+
+def _stop_on_sigterm() -> None:
+    """Has SIGTERM, the signal that ends Ray's jobs, do what Ctrl-C does.
+
+    Ray's own handler leaves the process from within whatever it is doing.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _own_address() -> dict[str, str]:

@@ -141,7 +141,7 @@ def _serve(parsed: argparse.Namespace) -> None:
                 serve.run(served, name="dsn_ray", route_prefix="/")
                 address = f"http://{parsed.host}:{parsed.port}"
                 console.print(f"Draw at {address} ({len(found.paths)} photos); Ctrl-C ends it.")
-                with suppress(KeyboardInterrupt, SystemExit):  # of SIGTERM, Ray makes the latter
+                with suppress(KeyboardInterrupt):
                     signal.pause()
             finally:
                 serve.shutdown()

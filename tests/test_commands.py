@@ -277,9 +277,17 @@ def test_features_of_ones_own_are_rated(here, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["in the second trial", "in the final training"])
-def test_ctrl_c_ends_cleanly_and_the_sweep_goes_on(here, drawings, moment, tmp_path_factory):
-    """A sweep with a Ray of its own, stopped by Ctrl-C, resumed to its end."""
+@pytest.mark.parametrize(
+    ("moment", "stop"),
+    [
+        ("in the second trial", lambda pid: os.killpg(pid, signal.SIGINT)),
+        ("in the final training", lambda pid: os.killpg(pid, signal.SIGINT)),
+        ("in the final training", lambda pid: os.kill(pid, signal.SIGTERM)),
+    ],
+    ids=["Ctrl-C in the second trial", "Ctrl-C in the final training", "SIGTERM there"],
+)
+def test_a_stopped_sweep_ends_cleanly_and_goes_on(here, drawings, moment, stop, tmp_path_factory):
+    """A sweep with a Ray of its own, stopped as a terminal or a batch system does, and resumed."""
     command = [sys.executable, "-m", "dsn_ray.tune"]
     given = ["--space", "space.yaml", "--data", f"folder:toy={drawings}", "--smoke-test"]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
@@ -305,7 +313,7 @@ def test_ctrl_c_ends_cleanly_and_the_sweep_goes_on(here, drawings, moment, tmp_p
                 time.sleep(3)
                 break
             time.sleep(0.2)
-        os.killpg(running.pid, signal.SIGINT)
+        stop(running.pid)
         _, errors = running.communicate(timeout=120)
     finally:
         running.kill()
