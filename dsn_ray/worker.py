@@ -108,6 +108,7 @@ def _train(job: dict[str, Any], watch: Watch) -> None:
         rank=rank,
         world=world,
         decoders=decoders,
+        name=f"{context.get_experiment_name()}-worker{rank}",
     )
 
     torch.manual_seed(config.train.seed)

@@ -18,6 +18,7 @@ import ray
 import yaml
 
 from tests.conftest import processes_with
+from tests.test_page import browser  # noqa: F401 - a fixture
 from tests.test_survival import options, trials_of
 
 pytestmark = pytest.mark.system
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.system
 CLUSTER = Path(__file__).parents[1] / "cluster"
 RAY = str(Path(sys.executable).with_name("ray"))
 TOKEN = "a" * 64
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 
 def free_port():
@@ -104,8 +106,12 @@ class Dashboard:
         self.job("submit", "--no-wait", "--submission-id", name, "--", "bash", "-c", inside)
 
     def ask(self, path):
-        answer = get(f"{self.url}/api/jobs/{path}", headers={"Authorization": f"Bearer {TOKEN}"})
+        answer = get(f"{self.url}/api/jobs/{path}", headers=BEARER)
         return answer.json() if answer else {}
+
+    def train_runs(self):
+        answer = get(f"{self.url}/api/train/v2/runs/v1", headers=BEARER)
+        return {run["name"] for run in answer.json()["train_runs"]}
 
     def said(self, name):
         return self.ask(f"{name}/logs").get("logs", "")
@@ -123,10 +129,9 @@ def test_who_has_no_token_submits_nothing(dashboard):
     assert httpx.post(jobs, json=entry, timeout=30).status_code == 401
     wrong = {"Authorization": f"Bearer {'b' * 64}"}
     assert httpx.post(jobs, json=entry, headers=wrong, timeout=30).status_code in (401, 403)
-    right = {"Authorization": f"Bearer {TOKEN}"}
-    assert httpx.get(jobs, headers=right, timeout=30).json() == []
+    assert httpx.get(jobs, headers=BEARER, timeout=30).json() == []
     elsewhere = ray.util.get_node_ip_address()
-    assert get(f"http://{elsewhere}:{dashboard.port}/api/version", headers=right) is None
+    assert get(f"http://{elsewhere}:{dashboard.port}/api/version", headers=BEARER) is None
 
 
 @contextmanager
@@ -153,7 +158,27 @@ def prometheus(folder):
         server.wait()
 
 
-def test_a_job_is_seen_stopped_and_gone_on_with(dashboard, tmp_path, drawings):
+class Seen:
+    """The dashboard as people see it, in a browser that has been given the token."""
+
+    def __init__(self, browser, url):  # noqa: F811
+        self.page, self.url = browser.new_page(viewport={"width": 1400, "height": 1000}), url
+        self.page.goto(url)
+        self.page.get_by_placeholder("Enter your authentication token").fill(TOKEN)
+        self.page.get_by_role("button", name="Submit").click()
+        self.page.get_by_placeholder("Enter your authentication token").wait_for(state="hidden")
+
+    def shows(self, place, *cells, section=None, rows=None):
+        self.page.goto(f"{self.url}/#/{place}")
+        if section:
+            self.page.get_by_text(section).click()
+        if rows:
+            self.page.get_by_label("Page Size").first.fill(rows)
+        for cell in cells:
+            self.page.get_by_role("cell", name=cell).first.wait_for(timeout=30_000)
+
+
+def test_a_job_is_seen_stopped_and_gone_on_with(dashboard, tmp_path, drawings, browser):  # noqa: F811
     shape = ["--workers", "1", "--concurrent", "1"]
     asked = [*options(tmp_path, drawings, trials=4), *shape]
     with prometheus(dashboard.folder) as query:
@@ -169,6 +194,12 @@ def test_a_job_is_seen_stopped_and_gone_on_with(dashboard, tmp_path, drawings):
         assert (metric["metric"]["run"], metric["metric"]["dataset"]) == ("s", "folder:toy")
         assert 0 < float(metric["value"][1]) <= 1
         assert "trial 1, seed 0" in series("ray_dsn_loss")
+        eyes = Seen(browser, dashboard.url)
+        eyes.shows("jobs", "first", "RUNNING")
+        eyes.shows("actors", "_trial", "TrainController", "RayTrainWorker", rows="100")
+        job, pipeline = dashboard.ask("first")["job_id"], "trial1-seed0-worker0-epoch1"
+        eyes.shows(f"jobs/{job}", pipeline, section="Ray Data Overview")
+        assert "trial1-seed0" in dashboard.train_runs()
         wait_until(lambda: "trial 2/4 epoch 1/" in dashboard.said("first"), 120)
         dashboard.job("stop", "first")
         assert dashboard.end("first") == "STOPPED"

@@ -227,6 +227,7 @@ class PairStream:
         rank: int = 0,
         world: int = 1,
         decoders: Decoders | None = None,
+        name: str = "pairs",
     ) -> None:
         """Plans for one of `world` workers.
 
@@ -244,7 +245,9 @@ class PairStream:
             rank: this worker.
             world: the number of workers.
             decoders: make the views, from the same pictures; None for this process's threads.
+            name: of its Datasets in Ray's dashboard.
         """
+        self._name = name
         self._tables = {"sketch": sketches, "photo": photos}
         self._per_batch = {"sketch": sketches_per_batch, "photo": photos_per_batch}
         self._pools = {
@@ -294,6 +297,7 @@ class PairStream:
 
         # from_items starts no task, which would wait for ever where the workers hold every CPU.
         steps = ray.data.from_items([{"step": s} for s in range(self.steps)], override_num_blocks=1)
+        steps.set_name(f"{self._name}-epoch{number + 1}")
         steps.context.execution_options.preserve_order = True
         for batch in steps.iter_torch_batches(
             batch_size=1,
