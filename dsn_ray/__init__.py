@@ -2,6 +2,7 @@
 
     config.py       what a run is: one validated model per concern, YAML in and out
     space.py        what a sweep varies
+    sweep.py        a sweep as it was asked for, and the trainings that follow from it
     data/           pictures in
         catalog.py    known data sets by name
         official.py   published ones: layouts, lists, splits
@@ -26,6 +27,7 @@
     gallery.py      a folder of photos to search
     web.py          the page to draw on and its search; its files are in page/
     figures.py      pictures of what a search finds
+    shelf.py        data sets in Ray's object store, loaded once for all trainings
     learner.py      one worker's training state and step
     worker.py       what every Ray Train worker runs
     search.py       who proposes trials and who stops them
@@ -41,6 +43,8 @@
     charts.py       their plots
     plan.py         what a sweep would run
     runtime.py      Ray's start-up
+    room.py         what a run takes of a cluster, and waiting for it
+    runs.py         a run's folder and storage, and going on with it
     checks/         what can be wrong in a cluster file: of `ray up`, AWS, KubeRay, Slurm
     cli.py          what the commands share
     prepare, train, tune, evaluate, report, retrieve, serve, mask, cluster .py    the verbs

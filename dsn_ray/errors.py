@@ -40,3 +40,7 @@ def warnings_shown_by(show: Callable[[str], None]) -> Iterator[None]:
 
         warnings.showwarning = shown
         yield
+
+
+class Interrupted(Exception):  # noqa: N818 - it is no error
+    """The user stopped the work; the message says how to go on."""

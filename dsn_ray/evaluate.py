@@ -30,7 +30,7 @@ from dsn_ray.rating import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dsn_ray.runtime import Shape
+    from dsn_ray.room import Shape
 
 
 def run_evaluation(
@@ -50,7 +50,7 @@ def run_evaluation(
         itq: how binary codes are made.
         dedupe: count each photo of the gallery once, however often the lists name it.
         figure: where a picture of some queries and of the photos nearest to them is written.
-        shape: fields of `dsn_ray.runtime.Shape`.
+        shape: fields of `dsn_ray.room.Shape`.
 
     Returns:
         One row per codes, protocol and metric.
@@ -58,7 +58,7 @@ def run_evaluation(
     Raises:
         UserError: If the checkpoint or the data set cannot be used.
     """
-    from dsn_ray.runtime import Shape
+    from dsn_ray.room import Shape
 
     with cli.quiet_log("evaluate") as console:
         opened = open_checkpoint(Path(checkpoint))
@@ -76,7 +76,8 @@ def _evaluate(
 ) -> list[Row]:
     from dsn_ray.data.pictures import load_pictures
     from dsn_ray.data.shards import locate, open_shards
-    from dsn_ray.runtime import allot, ray_cluster
+    from dsn_ray.room import allot
+    from dsn_ray.runtime import ray_cluster
 
     found = locate(*(data or (opened.data, opened.root)))
     if opened.config.network.weights == "none":

@@ -30,9 +30,11 @@ from dsn_ray.rating import (
     load_unseen,
 )
 from dsn_ray.record import EPOCHS, EpochLog, Name, name_of_final
-from dsn_ray.runtime import Resources, quiet_data
+from dsn_ray.room import Resources
+from dsn_ray.runtime import quiet_data
 from dsn_ray.search import ListSearcher
-from dsn_ray.train import Shelf, TrainingData, fit, kept_checkpoint, on_this_machine
+from dsn_ray.shelf import Shelf, TrainingData
+from dsn_ray.train import fit, kept_checkpoint, on_this_machine
 from dsn_ray.trials import run_trials
 
 DETAILS = "details"

@@ -9,8 +9,8 @@ from dsn_ray.space import describe
 
 if TYPE_CHECKING:
     from dsn_ray.data.catalog import Domain, Source
-    from dsn_ray.runtime import Shape
-    from dsn_ray.tune import Sweep
+    from dsn_ray.room import Shape
+    from dsn_ray.sweep import Sweep
 
 _BYTES_PER_PARAMETER = 4 * 3  # itself and Adam's two moments, float32
 

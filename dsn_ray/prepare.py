@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from dsn_ray import cli
 from dsn_ray.config import AugmentConfig
-from dsn_ray.errors import UserError
+from dsn_ray.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,7 +64,7 @@ def _prepare(parsed: argparse.Namespace, source: "Source", console: "Console") -
                     sheet.save(stream, "PNG")
                 console.print(str(out / "preview.png"), soft_wrap=True)
     except KeyboardInterrupt:
-        raise cli.Interrupted("The same command goes on where this one was.") from None
+        raise Interrupted("The same command goes on where this one was.") from None
     console.print(str(out), soft_wrap=True)
 
 

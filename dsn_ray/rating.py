@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dsn_ray.data.pictures import Pictures, PictureTable
     from dsn_ray.data.shards import Shards
     from dsn_ray.model.weights import ImagenetWeights
-    from dsn_ray.runtime import Resources
+    from dsn_ray.room import Resources
 
 Row = dict[str, Any]
 _BATCH = 64

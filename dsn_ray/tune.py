@@ -10,9 +10,8 @@ Examples:
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 from dsn_ray import cli
 from dsn_ray.config import DEMONSTRATION, Config, Place, parse_settings, recipe_settings
 from dsn_ray.errors import UserError
+from dsn_ray.runs import Run, resumable, resumed, run_folder, save_settings
 from dsn_ray.space import Space, describe, load_space
+from dsn_ray.sweep import EMBEDDED, Data, Sweep, is_embedded, make_sweep
 
 if TYPE_CHECKING:
     import optuna
@@ -28,13 +29,9 @@ if TYPE_CHECKING:
 
     from dsn_ray.data.catalog import Source
     from dsn_ray.data.shards import Shards
-    from dsn_ray.runtime import Resources, Shape
-    from dsn_ray.train import TrainingData
+    from dsn_ray.room import Resources, Shape
+    from dsn_ray.shelf import TrainingData
 
-Data = tuple[str, str | None]
-EMBEDDED: tuple[Data, ...] = (("openmoji-nature", None), ("openmoji-things", None))
-EMBEDDED_TRIALS = 8
-SEEDS = 3
 SMOKE_TEST: dict[str, Any] = {
     "data.px": 32,
     "data.teacher_px": 32,
@@ -44,130 +41,6 @@ SMOKE_TEST: dict[str, Any] = {
     "train.epochs": 1,
 }
 SMOKE_TRIALS = 2
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A sweep as it was asked for.
-
-    Attributes:
-        space: what varies.
-        config: what does not, on the first data set.
-        others: settings by dotted name that another data set has otherwise, as recipes may say.
-        variants: of each variant and data set, the settings that differ from `config`.
-        data: data sets; the first is tuned on, all are in the final job.
-        trials: settings that the search tries.
-        seeds: trainings of a setting on each data set in the final job.
-    """
-
-    space: Space
-    config: Config
-    others: dict[str, dict[str, Any]]
-    variants: dict[str, dict[str, dict[str, Any]]]
-    data: tuple[Data, ...]
-    trials: int
-    seeds: int
-
-    def config_on(self, data: str, variant: str | None = None) -> Config:
-        """The configuration on a data set."""
-        differs = self.variants[variant] if variant else self.others
-        return self.config.with_settings(differs.get(data, {}))
-
-    def finalists(
-        self, tried: Iterable[dict[str, Any]]
-    ) -> list[tuple[str, dict[str, Any], dict[str, Config]]]:
-        """What the final job trains: of each its name, its settings, its configurations.
-
-        Args:
-            tried: the best setting of the search, or all of them; none where variants are compared.
-        """
-        names = [name for name, _ in self.data]
-        if self.space.variants:
-            return [
-                (label, settings, {name: self.config_on(name, label) for name in names})
-                for label, settings in self.space.variants.items()
-            ]
-        several = self.space.final.settings == "all"
-        return [
-            (
-                describe(settings) if several else "",
-                settings,
-                {name: self.config_on(name).with_settings(settings) for name in names},
-            )
-            for settings in tried
-        ]
-
-    def configs(self) -> Iterator[tuple[str, Config]]:
-        """The data set and the configuration of all kinds of trainings, the search's first."""
-        for name, _ in self.data:
-            if not self.space.variants:
-                yield name, self.config_on(name)
-            for label in self.space.variants:
-                yield name, self.config_on(name, label)
-
-    def tree(self) -> dict[str, Any]:
-        """What `config.yaml` holds."""
-        return {
-            "data": dict(self.data),
-            "trials": self.trials,
-            "seeds": self.seeds,
-            "config": self.config.model_dump(mode="json"),
-            "others": self.others,
-            "variants": self.variants,
-            "space": self.space.model_dump(mode="json"),
-        }
-
-    @classmethod
-    def parse(cls, tree: Any) -> "Sweep":
-        """From what `tree` gave."""
-        return cls(
-            space=Space.model_validate(tree["space"]),
-            config=Config.model_validate(tree["config"]),
-            others=tree["others"],
-            variants=tree["variants"],
-            data=tuple(tree["data"].items()),
-            trials=tree["trials"],
-            seeds=tree["seeds"],
-        )
-
-
-def make_sweep(
-    space: Space,
-    data: Sequence[Data],
-    config_on: Callable[[str, str | None, Mapping[str, Any]], Config],
-    trials: int | None,
-    seeds: int | None,
-) -> Sweep:
-    """Fills in what a sweep's options leave open.
-
-    Args:
-        space: what varies.
-        data: name and folder of each data set.
-        config_on: the configuration on a data set, from a recipe (None for the usual one) and with
-            some settings.
-        trials: settings to try; None for the space's budget, at most 8 on the embedded data.
-        seeds: in the final job; None for what the space says, else 3, on the embedded data 1.
-    """
-    names = [name for name, _ in data]
-    embedded = _is_embedded(data)
-    config = config_on(names[0], None, {})
-    others = {name: config_on(name, None, {}).unlike(config) for name in names[1:]}
-    variants = {}
-    for label, settings in space.variants.items():
-        own = {name: value for name, value in settings.items() if name != "recipe"}
-        on = {name: config_on(name, settings.get("recipe"), own).unlike(config) for name in names}
-        variants[label] = on
-    if space.parameters and not trials:
-        trials = min(space.trials, EMBEDDED_TRIALS if embedded else sys.maxsize)
-    return Sweep(
-        space=space,
-        config=config,
-        others={name: differs for name, differs in others.items() if differs},
-        variants=variants,
-        data=tuple(data),
-        trials=min(trials or 0, space.trials) if space.sampler.name == "grid" else trials or 0,
-        seeds=seeds or space.final.seeds or (1 if embedded else SEEDS),
-    )
 
 
 def run_sweep(
@@ -193,7 +66,7 @@ def run_sweep(
         seeds: trainings of a setting on each data set in the final job; by default what the space
             says, else 3, or 1 on the embedded data.
         storage: folder or URL that holds runs; None for `runs` in the working folder.
-        shape: fields of `dsn_ray.runtime.Shape`.
+        shape: fields of `dsn_ray.room.Shape`.
 
     Returns:
         The run's folder, with `config.yaml`, `trials.jsonl` and `final.json`.
@@ -208,10 +81,10 @@ def run_sweep(
         >>> space = load_space(Path("search_spaces/lambdas.yaml"))
         >>> run_sweep(space, [("sketchy", "Sketchy")], trials=4, workers=1)  # doctest: +SKIP
     """
-    from dsn_ray.runtime import Shape
+    from dsn_ray.room import Shape
 
     space.check(Config(), Place("space"))
-    usual = DEMONSTRATION if _is_embedded(data) else {}
+    usual = DEMONSTRATION if is_embedded(data) else {}
 
     def config_on(name: str, recipe: str | None, own: Mapping[str, Any]) -> Config:
         start = config or Config().with_settings({**usual, **space.set})
@@ -223,19 +96,15 @@ def run_sweep(
 
 
 def _start(sweep: Sweep, name: str | None, stem: str, storage: str | None, shape: "Shape") -> Path:
-    with cli.run_folder(name, stem, storage) as run:
-        cli.save_settings(sweep, run)
+    with run_folder(name, stem, storage) as run:
+        save_settings(sweep, run)
         _run(sweep, run, shape)
     return run.folder
 
 
-def _is_embedded(data: Sequence[Data]) -> bool:
-    return all(root is None for _, root in data)
-
-
-def _run(sweep: Sweep, run: cli.Run, shape: "Shape", final_only: bool = False) -> None:
+def _run(sweep: Sweep, run: Run, shape: "Shape", final_only: bool = False) -> None:
     """Runs or resumes a sweep in its folder."""
-    with cli.resumable("dsn_ray.tune", run, shape, ["--final-only"] * final_only):
+    with resumable("dsn_ray.tune", run, shape, ["--final-only"] * final_only):
         _sweep(sweep, run, shape, final_only)
 
 
@@ -252,21 +121,17 @@ def _check(sweep: Sweep, found: "Mapping[str, Source | Shards]", workers: int) -
         check_fits(config, found[name].seen_classes, workers, validate=searched)
 
 
-def _sweep(sweep: Sweep, run: cli.Run, shape: "Shape", final_only: bool) -> None:
+def _sweep(sweep: Sweep, run: Run, shape: "Shape", final_only: bool) -> None:
     from dsn_ray.data.shards import locate
     from dsn_ray.final import FinalResults, candidates_of, final_job
     from dsn_ray.record import session
     from dsn_ray.report import MissingExtraError, write_report
-    from dsn_ray.runtime import (
-        allot,
-        check_storage_reaches_all,
-        cluster_size,
-        ray_cluster,
-        room_for,
-    )
+    from dsn_ray.room import allot, check_storage_reaches_all, cluster_size, room_for
+    from dsn_ray.runtime import ray_cluster
     from dsn_ray.search import STUDY, best_setting, open_study, settings_tried
+    from dsn_ray.shelf import Shelf
     from dsn_ray.tables import final_table
-    from dsn_ray.train import Shelf, check_weights
+    from dsn_ray.train import check_weights
 
     found = {name: locate(name, root) for name, root in sweep.data}
     _check(sweep, found, shape.workers or 1)
@@ -288,7 +153,7 @@ def _sweep(sweep: Sweep, run: cli.Run, shape: "Shape", final_only: bool) -> None
             console.print(
                 f"Running {resources}; this cluster has {cluster_size()}.", soft_wrap=True
             )
-            if _is_embedded(sweep.data):
+            if is_embedded(sweep.data):
                 tries = f" and {sweep.trials} trials" if sweep.trials else ""
                 console.print(
                     "This is the embedded OpenMoji demonstration data, with small pictures, "
@@ -336,7 +201,7 @@ def _sweep(sweep: Sweep, run: cli.Run, shape: "Shape", final_only: bool) -> None
 
 def _search(
     sweep: Sweep,
-    run: cli.Run,
+    run: Run,
     study: "optuna.Study",
     data: "TrainingData",
     resources: "Resources",
@@ -457,7 +322,7 @@ def _asked(parsed: argparse.Namespace) -> Sweep:
 
     def config_on(name: str, recipe: str | None, own: Mapping[str, Any]) -> Config:
         layers = {**space.set, **own, **smoke}
-        return cli.config_of(parsed, name, _is_embedded(data), layers, recipe)
+        return cli.config_of(parsed, name, is_embedded(data), layers, recipe)
 
     trials, seeds = parsed.trials, parsed.seeds
     if parsed.smoke_test:
@@ -478,7 +343,7 @@ def main(arguments: list[str] | None) -> None:
         if getattr(parsed, option) and not parsed.resume:
             raise UserError(f"--{option.replace('_', '-')} goes with --resume --name N.")
     if parsed.resume:
-        run, sweep = cli.resumed(parsed, Sweep.parse, lambda: _asked(parsed))
+        run, sweep = resumed(parsed, Sweep.parse, lambda: _asked(parsed))
     else:
         sweep = _asked(parsed)
     if parsed.dry_run:

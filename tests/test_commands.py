@@ -19,7 +19,8 @@ from dsn_ray.checkpoint import open_checkpoint
 from dsn_ray.data.pictures import load_pictures
 from dsn_ray.data.shards import locate, open_shards
 from dsn_ray.rating import UnseenPictures, evaluate_checkpoint
-from dsn_ray.runtime import Resources, Shape, allot, ray_cluster
+from dsn_ray.room import Resources, Shape, allot
+from dsn_ray.runtime import ray_cluster
 from tests.conftest import SHAPES, UNSEEN, processes_with, rows_by_key
 
 SPACES = Path(__file__).parents[1] / "search_spaces"

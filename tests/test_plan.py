@@ -4,7 +4,7 @@ import pytest
 
 from dsn_ray import tune
 from dsn_ray.plan import plan
-from dsn_ray.runtime import Shape
+from dsn_ray.room import Shape
 from dsn_ray.tune import _arguments, _asked
 
 SPACES = Path(__file__).parents[1] / "search_spaces"

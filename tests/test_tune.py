@@ -7,7 +7,8 @@ import yaml
 from dsn_ray import tune
 from dsn_ray.config import Config
 from dsn_ray.space import load_space
-from dsn_ray.tune import Sweep, _arguments, _asked
+from dsn_ray.sweep import Sweep
+from dsn_ray.tune import _arguments, _asked
 
 
 def asked(*options):

@@ -1,0 +1,209 @@
+"""Where a run keeps what it makes: its folder and storage, and how one is gone on with."""
+
+import argparse
+import dataclasses
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import yaml
+
+from dsn_ray.cli import check_writable
+from dsn_ray.config import load_yaml
+from dsn_ray.errors import Interrupted, UserError
+
+if TYPE_CHECKING:
+    from dsn_ray.room import Shape
+
+_DECIDING = (
+    *("space", "data", "recipe", "config", "settings", "weights", "trials", "seeds"),
+    "smoke_test",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run keeps what it makes.
+
+    Attributes:
+        folder: the run's folder on this machine.
+        storage: folder or URL for checkpoints and Ray's state.
+    """
+
+    folder: Path
+    storage: str
+
+    @property
+    def options(self) -> list[str]:
+        """The options that name this run."""
+        parent = self.storage.rpartition("/")[0]
+        usual = parent == str(Path("runs").absolute())
+        return ["--name", self.folder.name] + ([] if usual else ["--storage", parent])
+
+
+def find_run(name: str, storage: str | None) -> Run:
+    """The places of a run, whether it exists or not.
+
+    Raises:
+        UserError: If the name is more than a name.
+    """
+    if Path(name).name != name or name.startswith("."):
+        raise UserError(f"--name {name}: this must be a plain name, without folders.")
+    if storage is not None and "://" in storage:
+        return Run(Path("runs").absolute() / name, f"{storage.rstrip('/')}/{name}")
+    folder = Path(storage or "runs").absolute() / name
+    return Run(folder, str(folder))
+
+
+@contextmanager
+def run_folder(name: str | None, stem: str, storage: str | None) -> Iterator[Run]:
+    """Makes the folder of a new run, and takes it away if bad input stops the run at its start.
+
+    Args:
+        name: of the run; None for the stem and the time.
+        stem: what is run.
+        storage: folder or URL that holds runs; None for `runs` in the working folder.
+
+    Raises:
+        UserError: If the folder exists or cannot be made.
+    """
+    run = find_run(name or f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}", storage)
+    for place in (str(run.folder), run.storage):
+        if _exists(place):
+            raise UserError(
+                f"--name {run.folder.name}: {place} exists already; choose another name, or give "
+                "--resume to go on with it."
+            )
+    check_writable(run.folder.parent, "--storage")
+    _check_rights(run.storage)
+    run.folder.mkdir()
+    try:
+        yield run
+    except UserError:
+        if {path.name for path in run.folder.iterdir()} <= {
+            "config.yaml",
+            "ray.log",
+            "sessions.jsonl",
+        }:
+            shutil.rmtree(run.folder, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def resumable(module: str, run: Run, shape: "Shape", options: Sequence[str] = ()) -> Iterator[None]:
+    """Turns Ctrl-C and SIGTERM into the command that goes on with a run, in the shape it has.
+
+    Raises:
+        Interrupted: In place of `KeyboardInterrupt`.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        asked = [
+            word
+            for field in dataclasses.fields(shape)
+            if (value := getattr(shape, field.name)) != field.default
+            for word in ("--" + field.name.replace("_", "-"), f"{value:g}")
+        ]
+        words = ["python", "-m", module, "--resume", *run.options, *options, *asked]
+        raise Interrupted(f"Go on with: {shlex.join(words)}") from None
+
+
+def _exists(place: str) -> bool:
+    from dsn_ray.data.storage import Folder
+
+    try:
+        return Folder.at(place).exists()
+    except OSError as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"--storage {place}: it cannot be reached ({reason}).") from None
+
+
+def _check_rights(storage: str) -> None:
+    """Writes and deletes where a URL points, as a run will.
+
+    Raises:
+        UserError: If that is not allowed.
+    """
+    from dsn_ray.data.storage import Folder
+
+    if "://" not in storage:
+        return
+    folder = Folder.at(storage)
+    try:
+        folder.write("probe", b"")
+        folder.remove()
+    except OSError as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"--storage {storage}: it cannot be written to ({reason}).") from None
+
+
+class Asked(Protocol):
+    """What a run was asked for."""
+
+    def tree(self) -> dict[str, Any]:
+        """Its `config.yaml`: all that decides its numbers."""
+
+
+AskedT = TypeVar("AskedT", bound=Asked)
+
+
+def save_settings(asked: Asked, run: Run) -> None:
+    """Writes a run's `config.yaml`, from which it can be resumed."""
+    text = yaml.safe_dump(asked.tree(), sort_keys=False, allow_unicode=True)
+    unfinished = run.folder / "config.unfinished.yaml"
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(run.folder / "config.yaml")
+
+
+def resumed(
+    parsed: argparse.Namespace, parse: Callable[[Any], AskedT], ask: Callable[[], AskedT]
+) -> tuple[Run, AskedT]:
+    """The run that `--resume --name N` goes on with, and what its `config.yaml` asks for.
+
+    Args:
+        parsed: the options; what decides the numbers may be left out, but is only changed with
+            `--allow-changed`.
+        parse: reads the contents of `config.yaml`.
+        ask: reads the options.
+
+    Raises:
+        UserError: If there is no such run, its file is broken, or the options ask for another.
+    """
+    if parsed.name is None:
+        raise UserError("--resume needs --name, the run to go on with.")
+    run = find_run(parsed.name, parsed.storage)
+    path = run.folder / "config.yaml"
+    if not path.exists():
+        raise UserError(f"--resume: {path.parent} is not the folder of a run.")
+    try:
+        kept = parse(load_yaml(path)[0])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(f"{path} is broken, so this run cannot be resumed.") from None
+    if any(getattr(parsed, option, None) for option in _DECIDING):
+        asked = ask()
+        changed = list(_differences(kept.tree(), asked.tree()))
+        if changed and not parsed.allow_changed:
+            raise UserError(
+                f"--resume: {path} and the options disagree on {'; '.join(changed[:3])}"
+                f"{' and more' if len(changed) > 3 else ''}; leave these options out, give "
+                "--allow-changed to go on with what they say, or choose another --name."
+            )
+        if changed:
+            save_settings(asked, run)
+        return run, asked
+    return run, kept
+
+
+def _differences(kept: Any, asked: Any, name: str = "") -> Iterator[str]:
+    if isinstance(kept, dict) and isinstance(asked, dict):
+        for key in {**kept, **asked}:
+            below = f"{name}.{key}" if name else str(key)
+            yield from _differences(kept.get(key), asked.get(key), below)
+    elif kept != asked:
+        yield f"{name} ({kept}, now {asked})"

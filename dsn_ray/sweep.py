@@ -1,0 +1,149 @@
+"""A sweep as it was asked for, and all trainings that follow from it."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dsn_ray.config import Config
+from dsn_ray.space import Space, describe
+
+Data = tuple[str, str | None]
+
+
+EMBEDDED: tuple[Data, ...] = (("openmoji-nature", None), ("openmoji-things", None))
+
+
+EMBEDDED_TRIALS = 8
+
+
+SEEDS = 3
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep as it was asked for.
+
+    Attributes:
+        space: what varies.
+        config: what does not, on the first data set.
+        others: settings by dotted name that another data set has otherwise, as recipes may say.
+        variants: of each variant and data set, the settings that differ from `config`.
+        data: data sets; the first is tuned on, all are in the final job.
+        trials: settings that the search tries.
+        seeds: trainings of a setting on each data set in the final job.
+    """
+
+    space: Space
+    config: Config
+    others: dict[str, dict[str, Any]]
+    variants: dict[str, dict[str, dict[str, Any]]]
+    data: tuple[Data, ...]
+    trials: int
+    seeds: int
+
+    def config_on(self, data: str, variant: str | None = None) -> Config:
+        """The configuration on a data set."""
+        differs = self.variants[variant] if variant else self.others
+        return self.config.with_settings(differs.get(data, {}))
+
+    def finalists(
+        self, tried: Iterable[dict[str, Any]]
+    ) -> list[tuple[str, dict[str, Any], dict[str, Config]]]:
+        """What the final job trains: of each its name, its settings, its configurations.
+
+        Args:
+            tried: the best setting of the search, or all of them; none where variants are compared.
+        """
+        names = [name for name, _ in self.data]
+        if self.space.variants:
+            return [
+                (label, settings, {name: self.config_on(name, label) for name in names})
+                for label, settings in self.space.variants.items()
+            ]
+        several = self.space.final.settings == "all"
+        return [
+            (
+                describe(settings) if several else "",
+                settings,
+                {name: self.config_on(name).with_settings(settings) for name in names},
+            )
+            for settings in tried
+        ]
+
+    def configs(self) -> Iterator[tuple[str, Config]]:
+        """The data set and the configuration of all kinds of trainings, the search's first."""
+        for name, _ in self.data:
+            if not self.space.variants:
+                yield name, self.config_on(name)
+            for label in self.space.variants:
+                yield name, self.config_on(name, label)
+
+    def tree(self) -> dict[str, Any]:
+        """What `config.yaml` holds."""
+        return {
+            "data": dict(self.data),
+            "trials": self.trials,
+            "seeds": self.seeds,
+            "config": self.config.model_dump(mode="json"),
+            "others": self.others,
+            "variants": self.variants,
+            "space": self.space.model_dump(mode="json"),
+        }
+
+    @classmethod
+    def parse(cls, tree: Any) -> "Sweep":
+        """From what `tree` gave."""
+        return cls(
+            space=Space.model_validate(tree["space"]),
+            config=Config.model_validate(tree["config"]),
+            others=tree["others"],
+            variants=tree["variants"],
+            data=tuple(tree["data"].items()),
+            trials=tree["trials"],
+            seeds=tree["seeds"],
+        )
+
+
+def make_sweep(
+    space: Space,
+    data: Sequence[Data],
+    config_on: Callable[[str, str | None, Mapping[str, Any]], Config],
+    trials: int | None,
+    seeds: int | None,
+) -> Sweep:
+    """Fills in what a sweep's options leave open.
+
+    Args:
+        space: what varies.
+        data: name and folder of each data set.
+        config_on: the configuration on a data set, from a recipe (None for the usual one) and with
+            some settings.
+        trials: settings to try; None for the space's budget, at most 8 on the embedded data.
+        seeds: in the final job; None for what the space says, else 3, on the embedded data 1.
+    """
+    names = [name for name, _ in data]
+    embedded = is_embedded(data)
+    config = config_on(names[0], None, {})
+    others = {name: config_on(name, None, {}).unlike(config) for name in names[1:]}
+    variants = {}
+    for label, settings in space.variants.items():
+        own = {name: value for name, value in settings.items() if name != "recipe"}
+        on = {name: config_on(name, settings.get("recipe"), own).unlike(config) for name in names}
+        variants[label] = on
+    if space.parameters and not trials:
+        trials = min(space.trials, EMBEDDED_TRIALS if embedded else sys.maxsize)
+    return Sweep(
+        space=space,
+        config=config,
+        others={name: differs for name, differs in others.items() if differs},
+        variants=variants,
+        data=tuple(data),
+        trials=min(trials or 0, space.trials) if space.sampler.name == "grid" else trials or 0,
+        seeds=seeds or space.final.seeds or (1 if embedded else SEEDS),
+    )
+
+
+def is_embedded(data: Sequence[Data]) -> bool:
+    """Whether a run is the demonstration."""
+    return all(root is None for _, root in data)
