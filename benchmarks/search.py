@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dsn_ray.gallery import Gallery
+from dsn_ray.gallery import Codes, Gallery
 
 DIM = 64
 SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
@@ -28,12 +28,12 @@ def gallery_of(size: int, random: np.random.Generator) -> Gallery:
     return Gallery(Path(), paths, features, np.zeros(DIM), np.eye(DIM), codes, (), 0)
 
 
-def seconds(gallery: Gallery, queries: np.ndarray, codes: str) -> float:
+def seconds(gallery: Gallery, queries: np.ndarray, codes: Codes) -> float:
     """Median of several searches for ten photos each."""
     took = []
     for _ in range(REPEATS):
         started = time.perf_counter()
-        gallery.search(queries, 10, codes)  # type: ignore[arg-type]
+        gallery.search(queries, 10, codes)
         took.append(time.perf_counter() - started)
     return statistics.median(took)
 

@@ -12,7 +12,9 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import uvicorn
+from numpy.typing import NDArray
 from playwright.sync_api import Page, sync_playwright
 
 from dsn_ray.checkpoint import open_checkpoint
@@ -42,7 +44,7 @@ def serve(checkpoint: Path, photos: Path) -> uvicorn.Server:
     opened = open_checkpoint(checkpoint)
     network = opened.network()
 
-    async def feature(sketch):  # type: ignore[no-untyped-def]
+    async def feature(sketch: NDArray[np.uint8]) -> NDArray[np.float32]:
         return embed(network, [sketch], photos=False)[0]
 
     app = make_app(open_gallery(opened, photos, cache_folder()), opened.config.data.px, feature)

@@ -404,8 +404,8 @@ def setting_names() -> list[str]:
     """Every setting by its dotted name."""
     return [
         f"{section}.{key}"
-        for section, field in Config.model_fields.items()
-        for key in field.annotation.model_fields  # type: ignore[union-attr]
+        for section, settings in Config().model_dump().items()
+        for key in settings
     ]
 
 

@@ -6,6 +6,7 @@ Examples:
 
 import argparse
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
@@ -34,13 +35,13 @@ def write_report(folder: Path) -> Path:
         UserError: If it is no run's folder.
         MissingExtraError: If the extra `report` is not installed.
     """
-    try:
-        import jinja2
-        import matplotlib as _  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(
-            f"The report needs {error.name}: pip install 'dsn-ray[report]' brings it."
-        ) from None
+    for package in ("jinja2", "matplotlib"):
+        if find_spec(package) is None:
+            raise MissingExtraError(
+                f"The report needs {package}: pip install 'dsn-ray[report]' brings it."
+            )
+    import jinja2
+
     from dsn_ray.album import Album
     from dsn_ray.record import read_run
     from dsn_ray.sections import SECTIONS

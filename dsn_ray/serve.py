@@ -13,6 +13,7 @@ import socket
 import sys
 from contextlib import suppress
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -173,10 +174,8 @@ def main(arguments: list[str] | None) -> None:
         raise UserError(f"--replicas {parsed.replicas}: at least 1 is needed.")
     if not 1 <= parsed.port <= 65535:
         raise UserError(f"--port {parsed.port}: it must be from 1 to 65535.")
-    try:
-        import fastapi as _  # noqa: F401
-    except ImportError:
-        raise UserError("The page needs FastAPI: pip install 'dsn-ray[serve]' brings it.") from None
+    if find_spec("fastapi") is None:
+        raise UserError("The page needs FastAPI: pip install 'dsn-ray[serve]' brings it.")
     _check_free(parsed.host, parsed.port)
     _serve(parsed)
 
