@@ -16,7 +16,8 @@ from dsn_ray.data.storage import Folder
 from dsn_ray.figures import Tile, grid
 from dsn_ray.rating import Embedded
 from dsn_ray.retrieval.curves import RECALLS, class_similarity, precision_recall
-from dsn_ray.retrieval.metrics import rate_queries, unit_rows
+from dsn_ray.retrieval.metrics import unit_rows
+from dsn_ray.retrieval.ranking import rate_cosines
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -84,7 +85,7 @@ def write_details(
     """
     asked = queries.where(np.isin(queries.labels, gallery.labels))
     units = [unit_rows(side.values.astype(np.float64)) for side in (asked, gallery)]
-    average, *_ = rate_queries(units[0], asked.labels, units[1], gallery.labels, k=100, seed=0)
+    average, *_ = rate_cosines(units[0], asked.labels, units[1], gallery.labels, k=100, seed=0)
     sides = asked.values, asked.labels, gallery.values, gallery.labels
 
     per_class = [

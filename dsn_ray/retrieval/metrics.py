@@ -1,20 +1,4 @@
-"""How good a ranking is: mAP@all and Prec@K under two protocols, with ties treated fairly.
-
-Items at the same distance have no order of their own, and binary codes tie often. Plain AP and
-Prec@K are therefore given as their exact expectation over a random order of every tie; the
-VOC-interpolated AP has no closed form and takes one seeded shuffle of the gallery.
-
-For a hit whose tie group holds `n` items, `h` of them hits, behind `N` nearer items, `H` of them
-hits: it stands at each of the ranks `N + 1 ... N + n` with probability `1 / n`, and standing at
-`N + j` it has on average `H + 1 + (j - 1) s` hits up to its own rank, with `s = (h - 1) / (n - 1)`.
-The expected precision at this hit is the mean of their quotients over j. With `S` the sum of
-`1 / (N + j)` it is
-
-    (s n + (H + 1 - s (N + 1)) S) / n
-
-and the expected AP is its mean over the hits. The hit is among the first K with probability
-`(K - N) / n`, held to 0 ... 1; the sum over the hits, divided by K, is the expected Prec@K.
-"""
+"""How good a search is: mAP@all and Prec@K under two protocols."""
 
 import warnings
 from dataclasses import replace
@@ -26,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dsn_ray.errors import DataWarning
 from dsn_ray.retrieval.itq import Features, Variant, feature_matrix, fit_itq
+from dsn_ray.retrieval.ranking import precision_means, rate_codes, rate_cosines
 
 ItqFit = Literal["queries", "gallery"]
 
@@ -42,11 +27,6 @@ _CODING = {
     "published": _Coding("release", "queries", own_means=True),
     "standard": _Coding("textbook", "gallery", own_means=False),
 }
-
-# Cosines nearer than one step are ties. A step is far above float64's rounding, which would split
-# true ties, and far below what float32 features can tell apart.
-_COSINE_STEP = 2.0**-30
-_BLOCK_ELEMENTS = 1 << 22  # distances held at once; their keys take 32 MiB
 
 
 def average_precision(relevant_in_rank_order: ArrayLike, interpolated: bool = False) -> float:
@@ -71,7 +51,7 @@ def average_precision(relevant_in_rank_order: ArrayLike, interpolated: bool = Fa
         raise ValueError("relevant_in_rank_order must be one row of flags, each 0 or 1")
     if not flags.any():
         raise ValueError("relevant_in_rank_order must hold at least one relevant item")
-    return float(_average_precision(np.flatnonzero(flags) + 1, interpolated))
+    return float(precision_means(np.flatnonzero(flags) + 1, interpolated))
 
 
 def evaluate_features(
@@ -151,20 +131,17 @@ def evaluate_features(
 
     bits = queries.shape[1]
 
-    def rate(query_side: NDArray[Any], gallery_side: NDArray[Any]) -> NDArray[np.float64]:
-        return rate_queries(
-            query_side, query_classes, gallery_side, gallery_classes, precision_at, seed
-        )
-
     queries, gallery = unit_rows(queries), unit_rows(gallery)
-    real = rate(queries, gallery)
+    rest = precision_at, seed
+    real = rate_cosines(queries, query_classes, gallery, gallery_classes, *rest)
     ratings = {("real", "published"): real, ("real", "standard"): real}
     if binary:
         for protocol, coding in _CODING.items():
             coding = coding._replace(variant=itq_variant or coding.variant)
             fit = coding.fit if itq_fit is None else itq_fit
-            corners = _binary_codes(queries, gallery, coding, fit, seed)
-            ratings["binary", protocol] = rate(*map(unit_rows, corners))
+            asked, there = _binary_codes(queries, gallery, coding, fit, seed)
+            rated = rate_codes(asked, query_classes, there, gallery_classes, *rest)
+            ratings["binary", protocol] = rated
 
     rows = []
     for (codes, protocol), (plain, interpolated, precision) in ratings.items():
@@ -199,8 +176,8 @@ def _binary_codes(
     coding: _Coding,
     fit: ItqFit | Features,
     seed: int,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Unit rows of both sides to corners of the cube."""
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Unit rows of both sides to bits."""
     if isinstance(fit, str):
         basis = {"queries": queries, "gallery": gallery}[fit]
     else:
@@ -209,99 +186,7 @@ def _binary_codes(
     encoders = [fitted, fitted]
     if coding.own_means:
         encoders = [replace(fitted, mean=side.mean(axis=0)) for side in (queries, gallery)]
-    return _signs(encoders[0].encode(queries)), _signs(encoders[1].encode(gallery))
-
-
-def rate_rankings(
-    distances: NDArray[np.int64], hits: NDArray[np.intp], tie_order: NDArray[np.intp], k: int
-) -> NDArray[np.float64]:
-    """Rate the rankings of queries that share their class.
-
-    Args:
-        distances: `[B, G]`, integers from 0 to 2^31; overwritten.
-        hits: `[R]`, the gallery columns of the queries' class, R >= 1.
-        tie_order: `[G]`, a permutation; at equal distance the smaller number ranks first.
-        k: K of Prec@K.
-
-    Returns:
-        `[3, B]`: expected AP, VOC-interpolated AP in the given tie order, expected Prec@K. The
-        module's docstring has the formulas.
-    """
-    size = distances.shape[1]
-    keys = distances  # a key is distance * G + tie order: sorted values, without their indices
-    keys *= size
-    keys += tie_order
-    hit_keys = np.sort(np.take(keys, hits, axis=1), axis=1)
-    keys.sort(axis=1)
-
-    first_key = hit_keys - hit_keys % size
-    above = _count_below(keys, first_key)
-    tied = _count_below(keys, first_key + size) - above
-    hits_above = _count_below(hit_keys, first_key)
-    hits_tied = _count_below(hit_keys, first_key + size) - hits_above
-    harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, size + 1))])
-
-    # Alone in its group a hit may take any share; 1 keeps the rounding out of a perfect ranking.
-    share = np.divide(hits_tied - 1, tied - 1, out=np.ones(tied.shape), where=tied > 1)
-    reciprocals = harmonic[above + tied] - harmonic[above]
-    precision = (share * tied + (hits_above + 1 - share * (above + 1)) * reciprocals) / tied
-    positions = _count_below(keys, hit_keys) + 1
-    return np.stack(
-        [
-            precision.mean(axis=1),
-            _average_precision(positions, interpolated=True),
-            np.clip((k - above) / tied, 0, 1).sum(axis=1) / k,
-        ]
-    )
-
-
-def rate_queries(
-    queries: NDArray[np.float64],
-    query_labels: NDArray[np.integer[Any]],
-    gallery: NDArray[np.float64],
-    gallery_labels: NDArray[np.integer[Any]],
-    k: int,
-    seed: int,
-) -> NDArray[np.float64]:
-    """Rate every query by what `rate_rankings` gives, in blocks.
-
-    Args:
-        queries: `[Q, D]`, unit rows.
-        query_labels: `[Q]`, each of which the gallery has.
-        gallery: `[G, D]`, unit rows.
-        gallery_labels: `[G]`.
-        k: K of Prec@K.
-        seed: draws the tie order of the interpolated AP.
-
-    Returns:
-        `[3, Q]`: expected AP, VOC-interpolated AP, expected Prec@K.
-    """
-    tie_order = np.random.default_rng(seed).permutation(len(gallery))
-    block_rows = max(1, _BLOCK_ELEMENTS // len(gallery))
-    columns = torch.from_numpy(gallery).T
-    ratings = np.empty((3, len(queries)))
-    for label in np.unique(query_labels):
-        members = np.flatnonzero(query_labels == label)
-        hits = np.flatnonzero(gallery_labels == label)
-        for start in range(0, len(members), block_rows):
-            block = members[start : start + block_rows]
-            cosines = torch.from_numpy(queries[block]) @ columns
-            steps = cosines.sub_(1).div_(-_COSINE_STEP).round_().long().numpy()
-            ratings[:, block] = rate_rankings(steps, hits, tie_order, k)
-    return ratings
-
-
-def _average_precision(positions: NDArray[np.integer[Any]], interpolated: bool) -> Any:
-    """AP from the ascending ranks (from 1) of the hits, along the last axis."""
-    precision = np.arange(1, positions.shape[-1] + 1) / positions
-    if interpolated:
-        precision = np.maximum.accumulate(precision[..., ::-1], axis=-1)
-    return precision.mean(axis=-1)
-
-
-def _count_below(sorted_rows: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each value, how many entries of its own row are smaller."""
-    return torch.searchsorted(torch.from_numpy(sorted_rows), torch.from_numpy(values)).numpy()
+    return encoders[0].encode(queries), encoders[1].encode(gallery)
 
 
 def _mean_of_class_means(
@@ -315,11 +200,6 @@ def unit_rows(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     tiny = np.finfo(np.float64).tiny
     safe = vectors / np.maximum(np.abs(vectors).max(axis=1, keepdims=True), tiny)
     return safe / np.maximum(np.linalg.norm(safe, axis=1, keepdims=True), tiny)
-
-
-def _signs(codes: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Codes as corners of the cube: their cosine orders them, ties included, as Hamming does."""
-    return np.where(codes, 1.0, -1.0)
 
 
 def _label_vector(

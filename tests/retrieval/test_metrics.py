@@ -1,4 +1,3 @@
-import itertools
 import json
 import re
 import warnings
@@ -12,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from dsn_ray.retrieval import average_precision, evaluate_features, fit_itq, metrics
+from dsn_ray.retrieval import average_precision, evaluate_features, fit_itq, metrics, ranking
+from tests.retrieval.test_ranking import FLAGS, enumerate_ties, rate
 
 ORACLE = Path(__file__).parents[3] / "shared" / "facts" / "retrieval_oracle.json"
 ROWS = [
@@ -28,32 +28,6 @@ def oracle():
     if not ORACLE.parents[1].is_dir():
         pytest.skip("../shared, which holds the worked cases, is missing")
     return json.loads(ORACLE.read_text())
-
-
-def rate(distances, flags, tie_order=None, k=3):
-    """Ratings (expected AP, VOC AP, expected Prec@k) of one query."""
-    distances = np.array([distances], dtype=np.int64)
-    order = np.arange(distances.shape[1]) if tie_order is None else np.asarray(tie_order)
-    return metrics.rate_rankings(distances, np.flatnonzero(flags), order, k)[:, 0]
-
-
-def tie_orders(distances):
-    """Every ranking that the distances allow."""
-    groups = [np.flatnonzero(distances == value) for value in np.unique(distances)]
-    for orders in itertools.product(*(itertools.permutations(group) for group in groups)):
-        yield [item for order in orders for item in order]
-
-
-def enumerate_ties(distances, flags, k):
-    """Plain AP, VOC AP and Prec@k, each averaged over every ranking the distances allow."""
-    rankings = [np.asarray(flags)[order] for order in tie_orders(np.asarray(distances))]
-    return np.mean(
-        [
-            (average_precision(r), average_precision(r, interpolated=True), r[:k].sum() / k)
-            for r in rankings
-        ],
-        axis=0,
-    )
 
 
 # --- single rankings ---
@@ -111,9 +85,6 @@ def test_bad_flags(flags, message, interpolated):
         average_precision(flags, interpolated)
 
 
-FLAGS = st.lists(st.booleans(), min_size=1, max_size=30).filter(any)
-
-
 @settings(deadline=None)
 @given(FLAGS)
 def test_average_precision_is_bounded_and_agrees_with_scikit_learn(flags):
@@ -123,48 +94,6 @@ def test_average_precision_is_bounded_and_agrees_with_scikit_learn(flags):
 
 
 # --- ties ---
-
-
-@settings(deadline=None)
-@given(
-    st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=1, max_size=6).filter(
-        lambda items: any(hit for _, hit in items)
-    ),
-    st.integers(1, 8),
-)
-def test_expected_values_equal_enumeration(items, k):
-    distances, flags = zip(*items, strict=True)
-    expected = enumerate_ties(distances, flags, k)
-    plain, _, precision = rate(distances, flags, k=k)
-    assert plain == pytest.approx(expected[0])
-    assert precision == pytest.approx(expected[2])
-
-
-def test_every_tie_order_reaches_the_interpolated_ap():
-    distances, flags = [0, 1, 1, 1, 1, 2], [0, 1, 0, 0, 1, 1]
-    orders = itertools.permutations(range(6))
-    shuffled = np.mean([rate(distances, flags, order)[1] for order in orders])
-    assert shuffled == pytest.approx(enumerate_ties(distances, flags, 3)[1])
-
-
-@settings(deadline=None)
-@given(FLAGS, st.randoms(use_true_random=False))
-def test_expected_values_ignore_the_gallery_order(flags, random):
-    items = [(random.randint(0, 4), flag) for flag in flags]
-    rated = rate(*zip(*items, strict=True))
-    random.shuffle(items)
-    np.testing.assert_allclose(rate(*zip(*items, strict=True))[[0, 2]], rated[[0, 2]])
-
-
-def test_large_values_keep_their_precision():
-    # Farthest possible steps and many items: ranks must neither overflow nor lose digits.
-    size = 20_000
-    flags = np.arange(size) % 25 == 0
-    distances = np.linspace(0, 2**31, size).astype(np.int64)
-    plain, interpolated, precision = rate(distances, flags, k=100)
-    assert plain == pytest.approx(average_precision(flags), rel=1e-11)
-    assert interpolated == pytest.approx(average_precision(flags, interpolated=True), rel=1e-11)
-    assert precision == 0.04
 
 
 # --- whole evaluations ---
@@ -246,7 +175,7 @@ def by_key(rows):
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("block_elements", [1, 100, 1 << 22])
 def test_evaluation_equals_slow_loops(seed, block_elements, monkeypatch):
-    monkeypatch.setattr(metrics, "_BLOCK_ELEMENTS", block_elements)
+    monkeypatch.setattr(ranking, "_BLOCK_ELEMENTS", block_elements)
     data = small_data(seed)
     values = by_key(evaluate_features(*data, precision_at=3, seed=seed))
     assert values == pytest.approx(slow_evaluation(*data, k=3, seed=seed))
