@@ -22,6 +22,7 @@ from scipy.spatial.distance import cdist
 
 from dsn_ray.retrieval import evaluate_features
 from dsn_ray.retrieval.itq import fit_itq
+from dsn_ray.retrieval.metrics import unit_rows
 
 DIM, TOP = 64, 100
 SIZES = {"sketchy": (15_229, 17_101, 25), "quickdraw": (92_291, 54_151, 30)}
@@ -69,7 +70,7 @@ def plain_procedure(sides: Sides) -> tuple[float, dict[tuple[str, str, str], flo
     queries, labels, gallery, classes = sides
     ties = np.argsort(np.random.default_rng(0).permutation(len(gallery)))
     gallery, classes = gallery[ties], classes[ties]
-    unit = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in (queries, gallery)]
+    unit = [unit_rows(side.astype(np.float64)) for side in (queries, gallery)]
     took = 0.0
     rated = {}
     for codes, basis in (("real", None), ("binary", unit[0]), ("textbook", unit[1])):
