@@ -27,6 +27,8 @@
     gallery.py      a folder of photos to search
     web.py          the page to draw on and its search; its files are in page/
     figures.py      pictures of what a search finds
+    sweeping.py     running it: the search, then the final job
+    training.py     one training on Ray Train
     shelf.py        data sets in Ray's object store, loaded once for all trainings
     learner.py      one worker's training state and step
     worker.py       what every Ray Train worker runs
@@ -57,8 +59,8 @@ from importlib import import_module
 from typing import Any
 
 _VERBS = {
-    "run_training": "dsn_ray.train",
-    "run_sweep": "dsn_ray.tune",
+    "run_training": "dsn_ray.training",
+    "run_sweep": "dsn_ray.sweeping",
     "run_evaluation": "dsn_ray.evaluate",
 }
 __all__ = ["run_evaluation", "run_sweep", "run_training"]

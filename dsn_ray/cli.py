@@ -11,19 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dsn_ray.config import (
-    DEMONSTRATION,
-    RECIPES,
-    Config,
-    load_config,
-    parse_settings,
-    recipe_settings,
-)
 from dsn_ray.errors import Interrupted, UserError, warnings_shown_by
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from dsn_ray.config import Config
     from dsn_ray.room import Shape
 
 DONE, FAILED, WRONG_INPUT = 0, 1, 2
@@ -101,7 +94,7 @@ def add_data_argument(to: argparse.ArgumentParser) -> None:
 
 def add_config_arguments(to: argparse.ArgumentParser) -> None:
     """Adds `--recipe`, `--config F` and `--set section.key=value`."""
-    to.add_argument("--recipe", choices=RECIPES, help="settings to start from (paper)")
+    to.add_argument("--recipe", help="settings to start from: paper (default) or release")
     to.add_argument("--config", type=Path, metavar="F", help="YAML file with settings")
     to.add_argument(
         "--set",
@@ -179,7 +172,7 @@ def config_of(
     embedded: bool,
     layers: Mapping[str, Any] | None = None,
     recipe: str | None = None,
-) -> Config:
+) -> "Config":
     """The configuration that the options of `add_config_arguments` ask for.
 
     Args:
@@ -192,6 +185,14 @@ def config_of(
     Raises:
         UserError: If a file, a name or a value is not allowed.
     """
+    from dsn_ray.config import (
+        DEMONSTRATION,
+        Config,
+        load_config,
+        parse_settings,
+        recipe_settings,
+    )
+
     settings = parse_settings(parsed.settings)
     if parsed.weights:
         settings["network.weights"] = parsed.weights

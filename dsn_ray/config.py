@@ -247,7 +247,13 @@ RECIPES_ON: dict[tuple[str, str], dict[str, Any]] = {
 
 
 def recipe_settings(recipe: str, data: str) -> dict[str, Any]:
-    """What a recipe sets on a data set."""
+    """What a recipe sets on a data set.
+
+    Raises:
+        UserError: If there is no such recipe.
+    """
+    if recipe not in RECIPES:
+        raise UserError(f"--recipe {recipe}: it must be {' or '.join(RECIPES)}.")
     return {**RECIPES[recipe], **RECIPES_ON.get((recipe, data), {})}
 
 

@@ -34,7 +34,7 @@ from dsn_ray.room import Resources
 from dsn_ray.runtime import quiet_data
 from dsn_ray.search import ListSearcher
 from dsn_ray.shelf import Shelf, TrainingData
-from dsn_ray.train import fit, kept_checkpoint, on_this_machine
+from dsn_ray.training import fit, kept_checkpoint, on_this_machine
 from dsn_ray.trials import run_trials
 
 DETAILS = "details"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from dsn_ray import tune
+from dsn_ray import sweeping
 from dsn_ray.config import Config
 from dsn_ray.space import load_space
 from dsn_ray.sweep import Sweep
@@ -38,10 +38,10 @@ def test_the_paper_trains_every_data_set_alike():
 
 def test_a_sweep_from_python_is_the_one_from_the_command_line(monkeypatch):
     started = []
-    monkeypatch.setattr(tune, "_start", lambda sweep, *_: started.append(sweep))
+    monkeypatch.setattr(sweeping, "start", lambda sweep, *_: started.append(sweep))
     space = load_space(Path("search_spaces/lambdas.yaml"))
-    tune.run_sweep(space)
-    tune.run_sweep(space, [("sketchy", "S"), ("tuberlin", "T")])
+    sweeping.run_sweep(space)
+    sweeping.run_sweep(space, [("sketchy", "S"), ("tuberlin", "T")])
     embedded, real = started
     assert embedded == _asked(_arguments().parse_args(["--space", "search_spaces/lambdas.yaml"]))
     assert (embedded.trials, real.trials) == (8, space.budget.trials)

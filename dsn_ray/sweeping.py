@@ -1,0 +1,272 @@
+"""Runs a sweep: the search with Ray Tune and Optuna, then the final job on every data set."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsn_ray import cli
+from dsn_ray.config import DEMONSTRATION, Config, Place, recipe_settings
+from dsn_ray.errors import UserError
+from dsn_ray.runs import Run, resumable, run_folder, save_settings
+from dsn_ray.space import Space, describe
+from dsn_ray.sweep import EMBEDDED, Data, Sweep, is_embedded, make_sweep
+
+if TYPE_CHECKING:
+    import optuna
+    from rich.console import Console
+
+    from dsn_ray.data.catalog import Source
+    from dsn_ray.data.shards import Shards
+    from dsn_ray.room import Resources, Shape
+    from dsn_ray.shelf import TrainingData
+
+
+def run_sweep(
+    space: Space,
+    data: Sequence[Data] = EMBEDDED,
+    *,
+    name: str | None = None,
+    config: Config | None = None,
+    trials: int | None = None,
+    seeds: int | None = None,
+    storage: str | None = None,
+    **shape: Any,
+) -> Path:
+    """Runs a sweep and its final job.
+
+    Args:
+        space: what varies; `dsn_ray.space.load_space` reads one from a file.
+        data: name and folder of each data set; the first is tuned on.
+        name: of the run; None for "sweep" and the time.
+        config: what does not vary; by default the paper's, or the demonstration's for its data,
+            with what the space sets.
+        trials: settings to try; by default the space's budget, at most 8 on the embedded data.
+        seeds: trainings of a setting on each data set in the final job; by default what the space
+            says, else 3, or 1 on the embedded data.
+        storage: folder or URL that holds runs; None for `runs` in the working folder.
+        shape: fields of `dsn_ray.room.Shape`.
+
+    Returns:
+        The run's folder, with `config.yaml`, `trials.jsonl` and `final.json`.
+
+    Raises:
+        UserError: If something given cannot be used.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from dsn_ray import run_sweep
+        >>> from dsn_ray.space import load_space
+        >>> space = load_space(Path("search_spaces/lambdas.yaml"))
+        >>> run_sweep(space, [("sketchy", "Sketchy")], trials=4, workers=1)  # doctest: +SKIP
+    """
+    from dsn_ray.room import Shape
+
+    space.check(Config(), Place("space"))
+    usual = DEMONSTRATION if is_embedded(data) else {}
+
+    def config_on(name: str, recipe: str | None, own: Mapping[str, Any]) -> Config:
+        start = config or Config().with_settings({**usual, **space.set})
+        of_recipe = recipe_settings(recipe, name) if recipe else {}
+        return start.with_settings({**of_recipe, **own})
+
+    sweep = make_sweep(space, data, config_on, trials, seeds)
+    return start(sweep, name, "sweep", storage, Shape(**shape))
+
+
+def start(sweep: Sweep, name: str | None, stem: str, storage: str | None, shape: "Shape") -> Path:
+    """Runs a sweep in a folder of its own, and returns that."""
+    with run_folder(name, stem, storage) as run:
+        save_settings(sweep, run)
+        go_on(sweep, run, shape)
+    return run.folder
+
+
+def go_on(sweep: Sweep, run: Run, shape: "Shape", final_only: bool = False) -> None:
+    """Runs or resumes a sweep in its folder."""
+    with resumable("dsn_ray.tune", run, shape, ["--final-only"] * final_only):
+        _sweep(sweep, run, shape, final_only)
+
+
+def _check(sweep: Sweep, found: "Mapping[str, Source | Shards]", workers: int) -> None:
+    """Checks every kind of training that the sweep has.
+
+    Raises:
+        UserError: If one of them cannot be.
+    """
+    from dsn_ray.training import check_fits
+
+    for number, (name, config) in enumerate(sweep.configs()):
+        searched = number == 0 and bool(sweep.trials)
+        check_fits(config, found[name].seen_classes, workers, validate=searched)
+
+
+def _sweep(sweep: Sweep, run: Run, shape: "Shape", final_only: bool) -> None:
+    from dsn_ray.data.shards import locate
+    from dsn_ray.final import FinalResults, candidates_of, final_job
+    from dsn_ray.record import session
+    from dsn_ray.report import MissingExtraError, write_report
+    from dsn_ray.room import allot, check_storage_reaches_all, cluster_size, room_for
+    from dsn_ray.runtime import ray_cluster
+    from dsn_ray.search import STUDY, best_setting, open_study, settings_tried
+    from dsn_ray.shelf import Shelf
+    from dsn_ray.tables import final_table
+    from dsn_ray.training import check_weights
+
+    found = {name: locate(name, root) for name, root in sweep.data}
+    _check(sweep, found, shape.workers or 1)
+    for _, config in sweep.configs():
+        check_weights(config)
+    journal = run.folder / STUDY
+    if final_only and not sweep.space.variants and not journal.exists():
+        raise UserError("--final-only: no trial of this run has come to its end.")
+    random_weights = sweep.config.network.weights == "none"
+    with cli.quiet_log("ray", run.folder) as console:
+        with ray_cluster() as dashboard, session(run.folder, cluster_size()):
+            console.print(f"Ray dashboard: {dashboard}", soft_wrap=True)
+            resources = allot(shape, console)
+            room = (
+                partial(int, shape.concurrent) if shape.concurrent else partial(room_for, resources)
+            )
+            _check(sweep, found, resources.workers)
+            check_storage_reaches_all(run.storage)
+            console.print(
+                f"Running {resources}; this cluster has {cluster_size()}.", soft_wrap=True
+            )
+            if is_embedded(sweep.data):
+                tries = f" and {sweep.trials} trials" if sweep.trials else ""
+                console.print(
+                    "This is the embedded OpenMoji demonstration data, with small pictures, "
+                    f"{sweep.config.network.backbone}{tries}.",
+                    soft_wrap=True,
+                )
+            if random_weights:
+                console.print(cli.RANDOM_WEIGHTS)
+            shelf = Shelf(found, dict(sweep.data), console)
+            for name, config in sweep.configs():
+                shelf.data(name, config)
+            results = FinalResults(run.folder / "final.json")
+            tried: list[dict[str, Any]] = []
+            if not sweep.space.variants:
+                study = open_study(journal, sweep.space.sampler)
+                if not final_only:
+                    data = shelf.data(*next(sweep.configs()))
+                    _search(sweep, run, study, data, resources, room, console)
+                results.setting = best_setting(study)
+                if results.setting is None:
+                    raise UserError("--final-only: no trial of this run has come to its end.")
+                console.print(f"Best setting: {describe(results.setting)}")
+                every = sweep.space.final.settings == "all"
+                tried = settings_tried(study) if every else [results.setting]
+            candidates = candidates_of(sweep.finalists(tried), sweep.seeds)
+            try:
+                final_job(candidates, shelf, resources, room, run.storage, results, console)
+                results.finish()
+            finally:
+                missing = sum(not results.has(one) for one in candidates)
+                if results.rows:
+                    console.print(
+                        final_table(
+                            results.rows,
+                            results.untrained,
+                            results.official,
+                            random_weights,
+                            missing,
+                        )
+                    )
+        with suppress(MissingExtraError):
+            write_report(run.folder)
+        console.print(str(run.folder), soft_wrap=True)
+
+
+def _search(
+    sweep: Sweep,
+    run: Run,
+    study: "optuna.Study",
+    data: "TrainingData",
+    resources: "Resources",
+    room: Callable[[], int],
+    console: "Console",
+) -> None:
+    """Runs the trials that the study does not have yet.
+
+    Raises:
+        UserError: If every trial diverged.
+        RuntimeError: If none came to its end.
+    """
+    from ray import tune
+
+    from dsn_ray.gauges import Gauges
+    from dsn_ray.progress import SearchProgress
+    from dsn_ray.record import EPOCHS, EpochLog, name_of_trial
+    from dsn_ray.search import StudySearcher, best_setting, make_scheduler, remind
+    from dsn_ray.trials import Retention, folder_of, run_trials
+    from dsn_ray.worker import OBJECTIVE
+
+    epochs, seed = sweep.config.train.epochs, sweep.config.train.seed
+    searcher = StudySearcher(study, sweep.space, sweep.trials, OBJECTIVE, epochs, room, seed)
+    scheduler = make_scheduler(sweep.space, OBJECTIVE, epochs)
+    remind(scheduler, study, OBJECTIVE)
+    best = None
+    if best_setting(study) is not None:
+        trial = study.best_trial
+        best = trial.values[0], folder_of({"number": trial.number + 1, "seed": seed})
+    planned = sweep.trials * sweep.space.budget.seeds
+    progress = SearchProgress(console, run.folder / "trials.jsonl", planned, epochs)
+    storage = f"{run.storage}/trials"
+    name_of = partial(name_of_trial, data.name)
+    with progress:
+        ended = run_trials(
+            tune.with_parameters(
+                _trial, config=sweep.config, data=data, resources=resources, storage=storage
+            ),
+            searcher,
+            scheduler,
+            [
+                progress,
+                EpochLog(run.folder / EPOCHS, name_of),
+                Gauges(run.folder.name, name_of),
+                Retention(storage, epochs, best),
+            ],
+            run.storage,
+            "tune-search",
+        )
+    if progress.stopped_early:
+        console.print(
+            f"{progress.stopped_early} trials were stopped early: {progress.epochs_run} epochs "
+            f"were run instead of {planned * epochs}."
+        )
+    if best_setting(study) is not None:
+        return
+    if ended.errors:
+        raise RuntimeError("no trial came to its end") from ended.errors[0]
+    raise UserError(
+        "Every trial diverged: their losses are no numbers any more. A lower optimizer.lr "
+        f"({sweep.config.optimizer.lr:g}) may help."
+    )
+
+
+def _trial(
+    proposal: dict[str, Any],
+    *,
+    config: Config,
+    data: "TrainingData",
+    resources: "Resources",
+    storage: str,
+) -> None:
+    """One trial: a training with some settings, validated after each epoch."""
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    from dsn_ray.training import fit
+    from dsn_ray.trials import folder_of
+
+    fit(
+        config.with_settings({**proposal["settings"], "train.seed": proposal["seed"]}),
+        data,
+        resources,
+        storage,
+        folder_of(proposal),
+        validate=True,
+        callbacks=[TuneReportCallback()],
+    )
