@@ -25,7 +25,7 @@ DATA: tuple[str, str | None] = ("openmoji-nature", None)
 
 def fit(
     config: Config,
-    data: TrainingData,
+    data: "TrainingData",
     resources: "Resources",
     storage: str,
     name: str,

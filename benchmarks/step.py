@@ -1,0 +1,207 @@
+"""How fast a training step is, beside a bare PyTorch loop, and what its parts cost.
+
+    python benchmarks/step.py SKETCHY_ROOT --work FOLDER
+
+The bare loop has the same network, losses and augmentation, feeds itself from decoded pictures in
+memory by torch's DataLoader (the better of no and two worker processes), and knows nothing of Ray.
+All run one after another on the same cores, with EfficientNet-Lite0 at 112 px.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+
+from dsn_ray import run_training
+from dsn_ray.config import Config
+from dsn_ray.data.catalog import open_source
+from dsn_ray.data.stream import AUGMENTED_VIEWS, Batch
+from dsn_ray.data.views import decode, random_views
+from dsn_ray.learner import Learner
+from dsn_ray.model import build_network, imagenet_weights
+from dsn_ray.objective import MemoryBank
+
+SKETCHES, PHOTOS, PX, CLASSES = 16, 32, 112, 100
+STEPS = 40
+SETTINGS = {
+    "network.backbone": "efficientnet_lite0",
+    "network.bn_statistics": "worker",
+    "data.px": PX,
+    "data.sketches_per_batch": SKETCHES,
+    "data.photos_per_batch": PHOTOS,
+    "data.per_class": 8,
+    "train.epochs": 3,
+}
+
+
+def ours(root: Path, work: Path, **settings: Any) -> float:
+    """Pictures per second in the last epoch of a training on one worker."""
+    config = Config().with_settings({**SETTINGS, **settings})
+    runs = work / "runs"
+    shutil.rmtree(runs, ignore_errors=True)
+    checkpoint = run_training(
+        config, ("sketchy", str(root)), name="step", storage=str(runs), workers=1
+    )
+    metrics = json.loads((checkpoint / "about.json").read_text())["metrics"]
+    return float(metrics["pictures_per_second"])
+
+
+class InMemory(Dataset[tuple[Tensor, int]]):
+    """Decoded pictures of a domain to their three views."""
+
+    def __init__(self, pixels: list[NDArray[np.uint8]], is_sketch: bool) -> None:
+        self._pixels, self._is_sketch = pixels, is_sketch
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        random = np.random.default_rng(index)
+        views = random_views(
+            self._pixels[index], self._is_sketch, random, Config().augment, AUGMENTED_VIEWS
+        )
+        return torch.from_numpy(views), index % CLASSES
+
+
+def learner() -> Learner:
+    """A new one with ImageNet's weights."""
+    config = Config().with_settings(SETTINGS)
+    network = build_network(config.network, CLASSES, imagenet_weights("efficientnet_lite0"))
+    return Learner(network, config, torch.zeros(CLASSES, 1000), 1000)
+
+
+def bare(root: Path) -> float:
+    """Pictures per second of the bare loop."""
+    source = open_source("sketchy", root)
+    loaders_of = []
+    for domain, size in (("sketch", SKETCHES), ("photo", PHOTOS)):
+        paths = [r.path for r in source.records if r.domain == domain and r.split == "seen"]
+        pixels = [decode((root / path).read_bytes(), PX) for path in paths[: STEPS * size]]
+        loaders_of.append((InMemory(pixels, domain == "sketch"), size))
+    rates = []
+    for workers in (0, 2):
+        learning = learner()
+        sides = [DataLoader(d, size, num_workers=workers) for d, size in loaders_of]
+        logits = torch.zeros(PHOTOS, 1000)
+        for epoch in range(2):
+            started, steps = time.perf_counter(), 0
+            for (sketches, its), (photos, theirs) in zip(*sides, strict=True):
+                learning.step(Batch(sketches, its, photos, theirs, logits))
+                steps += 1
+            took = time.perf_counter() - started
+            if epoch:
+                rates.append(steps * (SKETCHES + PHOTOS) / took)
+    return max(rates)
+
+
+def median_of(work: Callable[[], object], repeats: int = 15) -> float:
+    """Median seconds, after one to warm up."""
+    work()
+    took = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        work()
+        took.append(time.perf_counter() - started)
+    return statistics.median(took)
+
+
+def share_of_losses() -> float:
+    """The losses, the bank and their gradients up to the network's outputs, of a whole step."""
+    torch.manual_seed(0)
+    views = [
+        torch.randint(0, 256, (n, 3, 3, PX, PX), dtype=torch.uint8) for n in (SKETCHES, PHOTOS)
+    ]
+    labels = [torch.randint(0, CLASSES, (n,)) for n in (SKETCHES, PHOTOS)]
+    batch = Batch(views[0], labels[0], views[1], labels[1], torch.zeros(PHOTOS, 1000))
+    learning = learner()
+    whole = median_of(lambda: learning.step(batch), 7)
+    kept: list[Any] = []
+    forward = learning._forward
+
+    def remember(*arguments: Any) -> Any:
+        kept.append(forward(*arguments))
+        return kept[-1]
+
+    learning._forward = remember  # type: ignore[assignment]
+    learning.losses(batch)
+    leaves = type(kept[0])(*(part.detach().requires_grad_() for part in kept[0]))
+    learning._forward = lambda *_: leaves  # type: ignore[assignment]
+    return median_of(lambda: sum(learning.losses(batch)).backward()) / whole  # type: ignore[union-attr]
+
+
+def update_plainly(
+    bank: dict[int, list[Tensor]],
+    k: int,
+    sketches: Tensor,
+    labels: Tensor,
+    photos: Tensor,
+    photo_labels: Tensor,
+) -> None:
+    """Equations 3 and 4 sample by sample."""
+    for sketch, label in zip(sketches, labels.tolist(), strict=True):
+        mine = photos[photo_labels == label]
+        entries = [*bank.get(label, []), sketch]
+        if len(mine):
+            middle = mine.mean(dim=0)
+            entries.sort(key=lambda one: -functional.cosine_similarity(one, middle, dim=0).item())
+        bank[label] = entries[:k]
+
+
+def bank_ratio() -> float:
+    """The bank's update at the paper's sizes, beside a loop over the samples."""
+    torch.manual_seed(0)
+    batches = [
+        (
+            torch.randn(32, 2048),
+            torch.randint(0, 100, (32,)),
+            torch.randn(64, 2048),
+            torch.randint(0, 100, (64,)),
+        )
+        for _ in range(40)
+    ]
+    bank, plain = MemoryBank(100, 10, 2048), dict[int, list[Tensor]]()
+    for batch in batches:
+        bank.update(*batch)
+        update_plainly(plain, 10, *batch)
+    batch = batches[0]
+    return median_of(lambda: update_plainly(plain, 10, *batch)) / median_of(
+        lambda: bank.update(*batch)
+    )
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--work", type=Path, required=True)
+    parsed = parser.parse_args()
+    torch.set_num_threads(2)
+    share, ratio = share_of_losses(), bank_ratio()
+    plain = bare(parsed.root)
+    cached = ours(parsed.root, parsed.work)
+    asked = ours(parsed.root, parsed.work, **{"data.teacher_sees": "first_view"})
+    for line in (
+        "| | pictures/s | beside | ratio | aim |",
+        "|---|---|---|---|---|",
+        f"| a training | {cached:.1f} | the bare loop, {plain:.1f} | {cached / plain:.2f} | 0.95 |",
+        f"| a training | {cached:.1f} | asking the teacher in the loop, {asked:.1f} | "
+        f"{cached / asked:.2f} | 1.2 |",
+        f"| losses and bank | | a whole step | {share:.3f} | 0.05 |",
+        f"| the bank's update | | a loop over the samples | {ratio:.0f} | 20 |",
+    ):
+        print(line)
+
+
+if __name__ == "__main__":
+    main()
