@@ -39,6 +39,8 @@ def command(run: Callable[[list[str] | None], None]) -> Command:
 
     @functools.wraps(run)
     def wrapped(arguments: list[str] | None = None) -> int:
+        # What Ray Data leaves to the garbage collector would start another Ray when it goes.
+        os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
         try:
             with warnings_shown_by(lambda text: print(f"note: {text}", file=sys.stderr)):
                 run(arguments)

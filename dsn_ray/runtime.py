@@ -1,5 +1,6 @@
 """Ray's start-up: attach or start, keep its chatter in a file, and check that a run fits."""
 
+import gc
 import logging
 import os
 import signal
@@ -67,6 +68,7 @@ def ray_cluster() -> Iterator[str]:
         else:
             yield f"http://{context.dashboard_url} (its token: ray get-auth-token)"
     finally:
+        gc.collect()  # what Ray Data left closes while Ray is there
         ray.shutdown()
         for name in own:
             del os.environ[name]

@@ -25,7 +25,11 @@ logging.raiseExceptions = False  # Ray's handlers outlive the streams that pytes
 
 
 def pytest_configure():
-    """Ctrl-C means something to the commands under test, in a background job of a shell too."""
+    """As commands have it: Ray starts only when asked to, and Ctrl-C means something.
+
+    In a background job of a shell too.
+    """
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -1,5 +1,7 @@
 import os
 import socket
+import subprocess
+import sys
 
 import pytest
 import ray
@@ -77,3 +79,38 @@ def test_chatter_goes_to_the_file_and_comes_back(tmp_path, capfd, monkeypatch):
     assert captured.out == "for people\nafterwards\n"
     assert "from below" in log.read_text()
     assert "from its neighbour" in log.read_text()
+
+
+LEAVES = """
+import gc, os
+from dsn_ray import cli
+from dsn_ray.errors import UserError
+
+@cli.command
+def main(arguments):
+    from dsn_ray.runtime import ray_cluster
+    with ray_cluster():
+        import ray.data
+        numbers = ray.data.from_items([{"n": n} for n in range(8)], override_num_blocks=8)
+        batches = iter(numbers.iter_batches(batch_size=1))
+        next(batches)
+        os.environ["RAY_ADDRESS"] = "127.0.0.1:1"
+        raise UserError("in the middle")
+
+print(main([]))
+gc.collect()
+print("went on")
+"""
+
+
+def test_what_a_command_leaves_of_its_data_does_not_start_ray_again(attached):
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ENABLE_AUTO_CONNECT"}
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVES],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=True,
+    )
+    assert done.stdout.split("\n", 1) == ["2", "went on\n"]
