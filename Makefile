@@ -31,7 +31,10 @@ test-system: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(RUN) benchmarks/data.py $(SKETCHY) --work .bench
+	$(RUN) benchmarks/evaluation.py
 	$(RUN) benchmarks/search.py
+	$(RUN) benchmarks/step.py $(SKETCHY) --work .bench
+	$(RUN) -m benchmarks.report
 
 pictures: $(VENV)/.installed
 	$(RUN) docs/pictures.py $(OF)
