@@ -128,10 +128,12 @@ def prepare_shards(
         _claim(out, asked)
         notes = _write_parts(source, out, keep, progress or (lambda done, total: None))
         return _finish(source, out, asked, notes)
-    except OSError as error:
+    except (OSError, DataError) as error:
         if out.holds(MANIFEST):  # another job was here first, and took the notes away
             (out / _NOTES).remove()
             return _finished(out, fingerprint, keep)
+        if isinstance(error, DataError):
+            raise
         reason = error.strerror or str(error).splitlines()[0].rstrip(".")
         raise DataError(f"{out} cannot be written: {reason}.") from None
 

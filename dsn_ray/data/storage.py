@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,14 +83,19 @@ class Folder:
 
         Hidden ones are left out: a process that was killed leaves what it was writing.
         """
-        chosen = fs.FileSelector(self.path, allow_not_found=True)
-        infos = self.filesystem.get_file_info(chosen)
-        files = (info.base_name for info in infos if info.type == fs.FileType.File)
+        files = (info.base_name for info in self._entries() if info.type == fs.FileType.File)
         return sorted(name for name in files if not name.startswith("."))
 
     def is_used(self) -> bool:
         """Whether there is anything in it."""
-        return bool(self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True)))
+        return bool(self._entries())
+
+    def _entries(self) -> list[fs.FileInfo]:
+        chosen = fs.FileSelector(self.path, allow_not_found=True)
+        try:
+            return self.filesystem.get_file_info(chosen)
+        except FileNotFoundError:  # it was missing, and there by the time that pyarrow looked again
+            return self.filesystem.get_file_info(chosen)
 
     def read(self, name: str) -> bytes:
         """The contents of a file.
@@ -130,6 +135,7 @@ class Folder:
             unfinished.unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Takes the folder away with all that is in it; it may be missing."""
-        if self.exists():
-            self.filesystem.delete_dir(self.path)
+        """Takes the folder away with all that is in it; it may be missing, or vanish meanwhile."""
+        while self.exists():
+            with suppress(FileNotFoundError):
+                self.filesystem.delete_dir(self.path)

@@ -1,5 +1,8 @@
 """Folders here and behind a URL, by pyarrow's own file system in memory."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from dsn_ray.data.storage import Folder
@@ -30,6 +33,35 @@ def test_what_is_written_is_there(folder):
     folder.remove()
     assert not folder.exists()
     folder.remove()
+
+
+def test_a_folder_that_two_remove_at_once_is_gone(tmp_path):
+    for number in range(30):
+        folder = Folder.at(tmp_path / str(number))
+        for name in range(30):
+            folder.write(str(name), b"")
+        with ThreadPoolExecutor(2) as pool:
+            for removed in [pool.submit(folder.remove) for _ in range(2)]:
+                removed.result()
+        assert not folder.exists()
+
+
+def test_a_folder_that_appears_meanwhile_is_listed(tmp_path):
+    path, stop = tmp_path / "there", threading.Event()
+
+    def come_and_go():
+        while not stop.is_set():
+            path.mkdir()
+            path.rmdir()
+
+    other = threading.Thread(target=come_and_go)
+    other.start()
+    try:
+        for _ in range(3000):
+            assert not Folder.at(path).is_used()
+    finally:
+        stop.set()
+        other.join()
 
 
 def test_a_file_that_is_not_finished_leaves_nothing(tmp_path):
