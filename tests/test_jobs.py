@@ -45,7 +45,8 @@ def dashboard(tmp_path_factory, cache):
     command = command.replace("--port=6379", f"--port={free_port()}")
     command = command.replace(
         "--autoscaling-config=~/ray_bootstrap_config.yaml",
-        f"--dashboard-port={port} --num-cpus=2 --object-store-memory=300000000 --block",
+        f"--dashboard-port={port} --dashboard-agent-listen-port={free_port()} "
+        "--num-cpus=2 --object-store-memory=300000000 --block",
     )
     environment = os.environ | {
         "RAY_TMPDIR": str(folder),
@@ -103,7 +104,8 @@ class Dashboard:
     def submit(self, name, folder, options):
         command = shlex.join([sys.executable, "-m", "dsn_ray.tune", *options])
         inside = f"cd {shlex.quote(str(folder))} && {command}"
-        self.job("submit", "--no-wait", "--submission-id", name, "--", "bash", "-c", inside)
+        said = self.job("submit", "--no-wait", "--submission-id", name, "--", "bash", "-c", inside)
+        assert "submitted successfully" in said, said
 
     def ask(self, path):
         answer = get(f"{self.url}/api/jobs/{path}", headers=BEARER)
