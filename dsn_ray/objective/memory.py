@@ -1,5 +1,6 @@
 """L_ml: a bank of the most photo-like sketch features of each class, and the pull towards it."""
 
+import math
 from typing import Literal
 
 import torch
@@ -57,7 +58,8 @@ class MemoryBank(nn.Module):
 
         Candidates are ranked by their cosine to the mean photo feature of their class in this
         batch. A class without photos in the batch only fills its free places, in the order of
-        the batch. Ties go to what is already in the bank, then to what comes first.
+        the batch. Ties go to what is already in the bank, then to what comes first. What stays
+        keeps its place; a class's places are in no order.
 
         By the rule `release` sketches are taken one after another, as they come. The first k of a
         class are kept. A later one that is nearer to the class's mean photo than the class's
@@ -88,29 +90,38 @@ class MemoryBank(nn.Module):
         image_features: Tensor,
         image_labels: Tensor,
     ) -> None:
-        touched = sketch_labels.unique()
-        old = torch.arange(self.k, device=touched.device) < self.filled_places[touched, None]
-        labels = torch.cat([touched[:, None].expand_as(old)[old], sketch_labels])
-        candidates = torch.cat(
-            [self.features[touched][old], sketch_features.detach().to(self.features.dtype)]
-        )
-
+        dtype, device = self.features.dtype, sketch_labels.device
+        new = sketch_features.detach().to(dtype)
+        touched, owners = sketch_labels.unique(return_inverse=True)
         # A product, since adding by index is in no fixed order on a GPU.
-        members = functional.one_hot(image_labels, self.num_classes).to(self.features.dtype)
-        photo_sum = members.T @ image_features.detach().to(self.features.dtype)
-        # The cosine to a sum is the cosine to the mean; without photos it is 0 for everyone, and
-        # the stable sorts below then keep the present order.
-        closeness = functional.cosine_similarity(candidates, photo_sum[labels], dim=1)
-        order = closeness.argsort(descending=True, stable=True)
-        order = order[labels[order].argsort(stable=True)]
+        members = (image_labels == touched[:, None]).to(dtype)
+        photo_sum = members @ image_features.detach().to(dtype)
+        # Within a class, the product with the sum ranks as the cosine to the mean does, once
+        # divided by one's own length. Without photos it is 0 for everyone.
+        held = self.features[touched]
+        old_closeness = torch.bmm(held, photo_sum[:, :, None])[:, :, 0] / _length(held)
+        new_closeness = (new * photo_sum[owners]).sum(dim=1) / _length(new)
+        in_use = torch.arange(self.k, device=device) < self.filled_places[touched, None]
+        old_closeness[~in_use] = -math.inf
 
-        ranked_labels = labels[order]
-        per_class = torch.bincount(labels, minlength=self.num_classes)
-        first_of_class = per_class.cumsum(0) - per_class
-        rank = torch.arange(len(order), device=order.device) - first_of_class[ranked_labels]
-        kept = rank < self.k
-        self.features[ranked_labels[kept], rank[kept]] = candidates[order[kept]]
-        self.filled_places[touched] = per_class[touched].clamp(max=self.k)
+        closeness = torch.cat([old_closeness.flatten(), new_closeness])
+        classes = torch.arange(len(touched), device=device).repeat_interleave(self.k)
+        classes = torch.cat([classes, owners])
+        order = closeness.argsort(descending=True, stable=True)
+        order = order[classes[order].argsort(stable=True)]
+        sizes = self.k + torch.bincount(owners, minlength=len(touched))
+        first = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+        kept = torch.empty_like(order, dtype=torch.bool)
+        kept[order] = torch.arange(len(order), device=device) - first < self.k
+
+        stay = kept[: in_use.numel()].view_as(in_use) & in_use
+        enter = kept[in_use.numel() :]
+        places = stay.int().argsort(dim=1, stable=True)  # of a class, those to write to come first
+        turn = functional.one_hot(owners, len(touched)).mul(enter[:, None]).cumsum(0)
+        turn = turn.gather(1, owners[:, None])[:, 0] - 1
+        self.features[sketch_labels[enter], places[owners, turn][enter]] = new[enter]
+        self.filled_places[touched] += sizes - self.k
+        self.filled_places.clamp_(max=self.k)
 
     def _update_as_released(
         self, sketches: Tensor, sketch_labels: Tensor, photos: Tensor, photo_labels: Tensor
@@ -194,3 +205,8 @@ class MemoryBank(nn.Module):
                 f"{domain}_labels must lie between 0 and {self.num_classes - 1}; found "
                 f"{int(labels.min())} to {int(labels.max())}."
             )
+
+
+def _length(features: Tensor) -> Tensor:
+    """Euclidean, over the last dimension; never zero."""
+    return features.norm(dim=-1).clamp(min=torch.finfo(features.dtype).tiny)
