@@ -60,7 +60,7 @@ def root_of(source: Source) -> Path:
     """Where pictures that are not embedded lie."""
     if source.root is None:
         raise ValueError("embedded pictures lie nowhere")
-    return source.root
+    return Path(str(source.root))
 
 
 def _crop(job: tuple[Path, str, Path, int, int]) -> None:

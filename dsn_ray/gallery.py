@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from dsn_ray.checkpoint import Checkpoint
-from dsn_ray.data.catalog import LARGEST_FILE
 from dsn_ray.data.decoding import UndecodablePicture
+from dsn_ray.data.roots import LARGEST_FILE
 from dsn_ray.data.views import decode
 from dsn_ray.errors import UserError
 from dsn_ray.model import DsnNetwork

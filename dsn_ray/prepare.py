@@ -159,9 +159,14 @@ def _open(parsed: argparse.Namespace, missing: "list[Record] | None" = None) -> 
         if not name.startswith("folder:"):
             raise UserError(f"--unseen is for folders of one's own; {name} has its own split.")
         chosen = RandomUnseen(parsed.unseen, parsed.seed or 0)
-    if root is not None and "://" in root:
-        raise UserError(f"{name}={root}: raw pictures are read from a folder of this machine only.")
-    return open_source(name, Path(root) if root else None, chosen, missing)
+    if root is None or "://" not in root:
+        return open_source(name, Path(root) if root else None, chosen, missing)
+    from dsn_ray.data.remote import RemoteRoot
+    from dsn_ray.data.storage import Folder
+
+    folder = Folder.at(root)
+    place = Path(folder.path) if folder.is_local else RemoteRoot(folder)
+    return open_source(name, place, chosen, missing)
 
 
 def _arguments() -> argparse.ArgumentParser:

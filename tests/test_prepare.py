@@ -71,12 +71,15 @@ def test_a_part_of_an_official_set_is_told_apart_from_all_of_it(attached, tmp_pa
     assert not made.official
 
 
+NOBODY = "s3://a:b@bucket/raw?endpoint_override=127.0.0.1:1&scheme=http&region=us-east-1"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["folder:toy=HERE"], "one of the arguments --out --verify is required"),
         (["sketchy=/nowhere", "--out", "x"], "sketchy: there is no folder /nowhere"),
-        (["sketchy=s3://bucket/raw", "--out", "x"], "a folder of this machine only"),
+        ([f"sketchy={NOBODY}", "--out", "x"], f"{NOBODY} cannot be listed: "),
         (["folder:toy=HERE", "--out", "x", "--preview", "0"], "--preview 0: at least 1"),
         (["folder:toy=HERE", "--out", "x", "--unseen", "2"], "a share between 0 and 1"),
         (["openmoji-nature", "--out", "x", "--unseen", "0.2"], "has its own split"),

@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsn_ray.data.catalog import DOMAINS, DataError, Domain, Record, Source, Split
-from dsn_ray.data.folders import file_names, pictures_of, read_lines, require_folders, some
+from dsn_ray.data.catalog import DOMAINS, Domain, Record, Source, Split
+from dsn_ray.data.folders import pictures_of, require_folders, some
+from dsn_ray.data.roots import DataError, LocalRoot, Root
 
-SPLITS = Path(__file__).with_name("files") / "splits"
+SPLITS = LocalRoot(Path(__file__).resolve().with_name("files") / "splits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ class Published:
         return [
             line
             for part in ("seen", "unseen")
-            for _, line in read_lines(SPLITS / f"{self.split}_{part}.txt", SPLITS)
+            for _, line in SPLITS.lines(f"{self.split}_{part}.txt")
         ]
 
 
@@ -153,7 +154,7 @@ PUBLISHED = {
 }
 
 
-def open_official(name: str, root: Path, missing: list[Record] | None = None) -> Source:
+def open_official(name: str, root: Root, missing: list[Record] | None = None) -> Source:
     """Open a copy of a published data set.
 
     Args:
@@ -166,14 +167,14 @@ def open_official(name: str, root: Path, missing: list[Record] | None = None) ->
     """
     published = PUBLISHED[name]
     layout = _layout_of(name, root, published)
-    if published.listings and (root / published.lists).is_dir():
+    if published.listings and root.has_folder(published.lists):
         return _open_listed(name, root, published, layout, missing)
     return _open_unlisted(name, root, published, layout)
 
 
-def _layout_of(name: str, root: Path, published: Published) -> Layout:
+def _layout_of(name: str, root: Root, published: Published) -> Layout:
     for layout in published.layouts:
-        if all((root / layout.folders(domain)[0]).is_dir() for domain in DOMAINS):
+        if all(root.has_folder(layout.folders(domain)[0]) for domain in DOMAINS):
             return layout
     usual = published.layouts[0]
     require_folders(name, root, (usual.sketches, usual.photos[0]))
@@ -181,29 +182,29 @@ def _layout_of(name: str, root: Path, published: Published) -> Layout:
 
 
 def _open_listed(
-    name: str, root: Path, published: Published, layout: Layout, missing: list[Record] | None
+    name: str, root: Root, published: Published, layout: Layout, missing: list[Record] | None
 ) -> Source:
-    lists = root / published.lists
-    seen = _read_classes(lists / "cname_cid.txt", root)
-    unseen = _read_classes(lists / "cname_cid_zero.txt", root)
+    lists = f"{root}/{published.lists}"
+    seen = _read_classes(root, f"{published.lists}/cname_cid.txt")
+    unseen = _read_classes(root, f"{published.lists}/cname_cid_zero.txt")
     if both := sorted(set(seen) & set(unseen)):
         raise DataError(f"{lists} has classes that are both seen and unseen: {some(both)}.")
     records: list[Record] = []
     notes = []
     for listing in published.listings:
-        file = lists / listing.file
+        file = f"{published.lists}/{listing.file}"
         classes = unseen if listing.split == "unseen" else seen
         pairs, lost = _read_list(root, file, classes)
         if lost and missing is None:
             names = some([path for path, _ in lost])
             raise DataError(
-                f"{file} names {len(lost)} pictures not in {root}: {names}. With --partial "
+                f"{root}/{file} names {len(lost)} pictures not in {root}: {names}. With --partial "
                 "`prepare` leaves them out."
             )
         if missing is not None:
             missing += [Record(path, of, listing.domain, listing.split) for path, of in lost]
         if not pairs and not lost and not listing.may_be_missing:
-            raise DataError(f"The list {file} is missing or empty.")
+            raise DataError(f"The list {root}/{file} is missing or empty.")
         if not pairs and not lost:
             folder = layout.folders(listing.domain)[0]
             pairs = pictures_of(root, folder, classes, may_lack=missing is not None)
@@ -220,15 +221,15 @@ def _open_listed(
     return Source(name, root, tuple(records), seen, unseen, *about)
 
 
-def _open_unlisted(name: str, root: Path, published: Published, layout: Layout) -> Source:
+def _open_unlisted(name: str, root: Root, published: Published, layout: Layout) -> Source:
     """Open a copy without lists: the classes of the split whose folders are there."""
 
     def present(names: Sequence[str]) -> tuple[str, ...]:
         firsts = [layout.folders(domain)[0] for domain in DOMAINS]
-        return tuple(n for n in names if all(file_names(root, f"{f}/{n}") for f in firsts))
+        return tuple(n for n in names if all(root.file_names(f"{f}/{n}") for f in firsts))
 
     seen, unseen = (
-        present([line for _, line in read_lines(SPLITS / f"{published.split}_{part}.txt", SPLITS)])
+        present([line for _, line in SPLITS.lines(f"{published.split}_{part}.txt")])
         for part in ("seen", "unseen")
     )
     for part, classes in (("seen", seen), ("unseen", unseen)):
@@ -247,26 +248,28 @@ def _open_unlisted(name: str, root: Path, published: Published, layout: Layout) 
 
 
 def _read_list(
-    root: Path, file: Path, classes: Sequence[str]
+    root: Root, file: str, classes: Sequence[str]
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """Read lines `<path> <class id>` as (path, class): first those whose picture is there.
 
     The others are given once each, however often the list repeats them.
     """
     pairs = []
-    for number, path, label in _read_id_lines(file, root):
+    for number, path, label in _read_id_lines(root, file):
         if "\0" in path or not {"", ".", ".."}.isdisjoint(path.split("/")):
-            raise DataError(f"{file}, line {number}: {path!r} is not a path below the root.")
+            raise DataError(f"{root}/{file}, line {number}: {path!r} is not a path below the root.")
         if label >= len(classes) or path.split("/")[-2:-1] != [classes[label]]:
             owner = repr(classes[label]) if label < len(classes) else "no class"
-            raise DataError(f"{file}, line {number}: id {label} is {owner}, unlike {path!r}.")
+            raise DataError(
+                f"{root}/{file}, line {number}: id {label} is {owner}, unlike {path!r}."
+            )
         pairs.append((path, classes[label]))
     present: dict[str, set[str]] = {}
     there, lost = [], {}
     for path, of in pairs:
         folder, _, name = path.rpartition("/")
         if folder not in present:
-            present[folder] = file_names(root, folder)
+            present[folder] = root.file_names(folder)
         if name in present[folder]:
             there.append((path, of))
         else:
@@ -274,24 +277,27 @@ def _read_list(
     return there, list(lost.items())
 
 
-def _read_classes(file: Path, root: Path) -> tuple[str, ...]:
+def _read_classes(root: Root, file: str) -> tuple[str, ...]:
     """Read lines `<class name> <id>`; the ids must be 0, 1, 2... in any order."""
-    lines = _read_id_lines(file, root)
+    lines = _read_id_lines(root, file)
     if not lines:
-        raise DataError(f"The list of classes {file} is missing or empty.")
+        raise DataError(f"The list of classes {root}/{file} is missing or empty.")
     names = {label: name for _, name, label in lines}
     if sorted(names) != list(range(len(lines))) or len(set(names.values())) != len(lines):
-        raise DataError(f"{file} must give each class one id and use every id from 0 up once.")
+        raise DataError(
+            f"{root}/{file} must give each class one id and use every id from 0 up once."
+        )
     return tuple(names[label] for label in range(len(names)))
 
 
-def _read_id_lines(file: Path, root: Path) -> list[tuple[int, str, int]]:
+def _read_id_lines(root: Root, file: str) -> list[tuple[int, str, int]]:
     """Read lines `<text> <id>` as (line number, text, id); a missing file has no lines."""
     lines = []
-    for number, line in read_lines(file, root):
+    for number, line in root.lines(file):
         if not (match := re.fullmatch(r"(.+) ([0-9]{1,9})", line)):
             raise DataError(
-                f"{file}, line {number}: {line[:80]!r} does not end in a space and a class id."
+                f"{root}/{file}, line {number}: {line[:80]!r} does not end in a space and a "
+                "class id."
             )
         lines.append((number, match[1], int(match[2])))
     return lines

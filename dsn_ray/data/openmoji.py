@@ -22,7 +22,8 @@ from pathlib import Path
 from types import ModuleType
 from xml.etree import ElementTree
 
-from dsn_ray.data.catalog import DOMAINS, DataError, Record, Source
+from dsn_ray.data.catalog import DOMAINS, Record, Source
+from dsn_ray.data.roots import DataError
 
 SKETCHES_PER_EMOJI = 5
 PIXELS = 128

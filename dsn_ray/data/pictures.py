@@ -17,7 +17,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from dsn_ray.data.catalog import DataError
+from dsn_ray.data.roots import DataError
 from dsn_ray.data.shards import Shards
 from dsn_ray.data.storage import Folder
 from dsn_ray.data.views import decode

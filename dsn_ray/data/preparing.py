@@ -24,8 +24,9 @@ import pyarrow.parquet as pq
 import ray.data
 from PIL import Image
 
-from dsn_ray.data.catalog import DOMAINS, DataError, Domain, Record, Source, Split
+from dsn_ray.data.catalog import DOMAINS, Domain, Record, Source, Split
 from dsn_ray.data.decoding import open_rgb
+from dsn_ray.data.roots import DataError, RootError
 from dsn_ray.data.shards import FORMAT, MANIFEST, REJECTED, Shards, read_manifest, where_it_lies
 from dsn_ray.data.storage import Folder
 
@@ -134,8 +135,12 @@ def prepare_shards(
             return _finished(out, fingerprint, keep)
         if isinstance(error, DataError):
             raise
-        reason = error.strerror or str(error).splitlines()[0].rstrip(".")
-        raise DataError(f"{out} cannot be written: {reason}.") from None
+        raise DataError(_unwritable(out, error)) from None
+
+
+def _unwritable(out: Folder, error: OSError) -> str:
+    reason = error.strerror or str(error).splitlines()[0].rstrip(".")
+    return f"{out} cannot be written: {reason}."
 
 
 def _finished(out: Folder, fingerprint: str, keep: bool) -> Shards:
@@ -176,12 +181,12 @@ def _write_parts(
     if missing:
         rows = [part.row(source) for part in missing]
         writer = _PartWriter(replace(source, records=()), out, keep)
-        # Every part must be written where the others are, and raw pictures are on this node only.
-        place = where_it_lies(out if source.root is None else Folder.at(source.root))
+        # Every part must be written where the others are, and pictures read where they are.
+        place = {**where_it_lies(source.root), **where_it_lies(out)}
         job = ray.data.from_items(rows, override_num_blocks=len(rows)).map(writer, **place)
         for row in job.iter_rows():
             if row["failed"]:
-                raise OSError(row["failed"])
+                raise DataError(row["failed"])
             done += row["pictures"]
             progress(done, len(source.records))
     return [json.loads((out / _NOTES).read(part.note)) for part in parts]
@@ -233,7 +238,8 @@ def _finish(
 class _PartWriter:
     """Writes one part and its note; gives back a row with the number of its pictures.
 
-    Where nothing can be written the row says why: of an error, Ray would keep no more than a text.
+    Where nothing can be read or written the row says why: of an error, Ray would keep no more than
+    a text.
     """
 
     def __init__(self, source: Source, out: Folder, keep: bool) -> None:
@@ -244,7 +250,9 @@ class _PartWriter:
         try:
             self._write(part, row["paths"], row["class_names"])
         except OSError as error:
-            return {"pictures": 0, "failed": error.strerror or str(error)}
+            return {"pictures": 0, "failed": _unwritable(self._out, error)}
+        except RootError as error:
+            return {"pictures": 0, "failed": str(error)}
         return {"pictures": len(part.ids), "failed": ""}
 
     def _write(self, part: Part, paths: Iterable[str], class_names: Iterable[str]) -> None:
@@ -280,9 +288,10 @@ class _PartWriter:
         self, part: Part, records: list[Record], rejected: list[dict[str, Any]]
     ) -> Iterator[dict[str, Any]]:
         classes = self._source.classes_of(part.split)
-        for number, record in zip(part.ids, records, strict=True):
+        reading = self._source.reading(records)
+        for number, record, read in zip(part.ids, records, reading, strict=True):
             try:
-                raw = self._source.read(record)
+                raw = read()
                 encoded = checked(raw, record.domain, self._keep)
             except (ValueError, OSError) as error:
                 reason = str(error) or type(error).__name__

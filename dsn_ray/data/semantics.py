@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from zipfile import BadZipFile
 
-from dsn_ray.data.catalog import DataError
+from dsn_ray.data.roots import DataError
 from dsn_ray.errors import DataWarning
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsn_ray.data.catalog import EMBEDDED, DataError, Domain, Source, Split, open_source
+from dsn_ray.data.catalog import EMBEDDED, Domain, Source, Split, open_source
+from dsn_ray.data.roots import DataError, Root
 from dsn_ray.data.storage import Folder, cache_folder
 
 if TYPE_CHECKING:
@@ -115,15 +116,18 @@ class Shards:
         return np.array(found, np.int64)
 
 
-def where_it_lies(folder: Folder) -> dict[str, Any]:
+def where_it_lies(folder: Folder | Root | None) -> dict[str, Any]:
     """Remote arguments that keep a task on this node if a folder is on its disk.
+
+    Args:
+        folder: of shards or of raw pictures; None for embedded ones.
 
     Raises:
         DataError: If it is, and Ray may run nothing on this node.
     """
     import ray
 
-    if not folder.is_local:
+    if folder is None or not folder.is_local:
         return {}
     this = ray.get_runtime_context().get_node_id()
     if not any(n["NodeID"] == this and n["Resources"].get("CPU") for n in ray.nodes()):
@@ -185,8 +189,8 @@ def locate(name: str, root: str | None) -> Source | Shards:
     if not prepared:
         if not folder.is_local:
             raise DataError(
-                f"--data {name}={root}: this is no prepared shard folder, and raw pictures are "
-                "read from a folder of this machine only."
+                f"--data {name}={root}: this is no prepared shard folder; raw pictures behind a "
+                f"URL are prepared first, by python -m dsn_ray.prepare {name}={root} --out ..."
             )
         return open_source(name, Path(folder.path))
     shards = read_manifest(folder)

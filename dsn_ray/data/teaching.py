@@ -8,8 +8,9 @@ import ray.data
 import torch
 
 from dsn_ray.config import Config
-from dsn_ray.data.catalog import DataError, Domain
+from dsn_ray.data.catalog import Domain
 from dsn_ray.data.pictures import TeacherLogits
+from dsn_ray.data.roots import DataError
 from dsn_ray.data.shards import Shards
 from dsn_ray.data.views import decode
 from dsn_ray.model import Teacher, imagenet_weights

@@ -13,9 +13,9 @@ import ray.data
 from dsn_ray.data.catalog import DOMAINS, Domain, Record, Source, Split
 from dsn_ray.data.official import PUBLISHED
 from dsn_ray.data.preparing import Progress, checked
+from dsn_ray.data.roots import DataError, RootError
 from dsn_ray.data.semantics import known_to_imagenet
 from dsn_ray.data.shards import where_it_lies
-from dsn_ray.data.storage import Folder
 
 _ROWS = 256
 
@@ -93,6 +93,9 @@ def read_all(source: Source, progress: Progress | None = None) -> list[tuple[str
     Returns:
         For each record the SHA-256 of its file and why it cannot be used; the first is empty where
         the file cannot be read, the second where nothing is wrong.
+
+    Raises:
+        DataError: If the place of the pictures does not answer.
     """
     total = len(source.records)
     if not total:
@@ -107,13 +110,14 @@ def read_all(source: Source, progress: Progress | None = None) -> list[tuple[str
         }
         for start in range(0, total, _ROWS)
     ]
-    place = {} if source.root is None else where_it_lies(Folder.at(source.root))
     job = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        _Check(replace(source, records=())), **place
+        _Check(replace(source, records=())), **where_it_lies(source.root)
     )
     found: list[tuple[str, str]] = [("", "")] * total
     done = 0
     for row in job.iter_rows():
+        if row["failed"]:
+            raise DataError(row["failed"])
         start, many = int(row["start"]), len(row["sha256"])
         found[start : start + many] = zip(row["sha256"], row["reason"], strict=True)
         done += many
@@ -127,18 +131,22 @@ class _Check:
         self._source = source
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        hashes, reasons = [], []
-        for path, class_name, domain, split in row["records"]:
+        hashes, reasons, failed = [], [], ""
+        records = [Record(*fields) for fields in row["records"]]
+        for record, read in zip(records, self._source.reading(records), strict=True):
             digest = reason = ""
             try:
-                raw = self._source.read(Record(path, class_name, domain, split))
+                raw = read()
                 digest = hashlib.sha256(raw).hexdigest()
-                checked(raw, domain, keep=True)
+                checked(raw, record.domain, keep=True)
             except (ValueError, OSError) as error:
                 reason = str(error) or type(error).__name__
+            except RootError as error:
+                failed = str(error)
+                break
             hashes.append(digest)
             reasons.append(reason)
-        return {"start": row["start"], "sha256": hashes, "reason": reasons}
+        return {"start": row["start"], "sha256": hashes, "reason": reasons, "failed": failed}
 
 
 def report(

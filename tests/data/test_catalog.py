@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsn_ray.data import catalog
+from dsn_ray.data import roots
 from dsn_ray.data.catalog import (
-    DataError,
     Record,
     open_source,
     parse_data_argument,
     validation_classes,
 )
+from dsn_ray.data.roots import DataError
 from tests.data.trees import make_folder, write
 
 
@@ -39,7 +39,7 @@ def test_read_refuses_paths_out_of_the_root(folder: Path, path: str) -> None:
 
 def test_a_file_too_large_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_source("folder:mine", folder)
-    monkeypatch.setattr(catalog, "LARGEST_FILE", 3)
+    monkeypatch.setattr(roots, "LARGEST_FILE", 3)
     with pytest.raises(ValueError, match="larger than"):
         source.read(Record("photo/cat/1.png", "cat", "photo", "seen"))
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dsn_ray.data.catalog import DataError, RandomUnseen, Record, open_source
+from dsn_ray.data.catalog import RandomUnseen, Record, open_source
+from dsn_ray.data.roots import DataError
 from tests.data.trees import counts, make_folder, write
 
 

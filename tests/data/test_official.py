@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from dsn_ray.data import official
-from dsn_ray.data.catalog import OFFICIAL, DataError, Record, open_source
-from tests.data.trees import counts, write
+from dsn_ray.data.catalog import OFFICIAL, Record, open_source
+from dsn_ray.data.roots import DataError
+from tests.data.trees import counts, make_listed, write
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 needs_shared = pytest.mark.skipif(
@@ -25,25 +26,7 @@ REAL = {
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Build a small TU-Berlin with two seen classes, one with a space, and one unseen class."""
-    root = tmp_path / "tu"
-    lists = root / "zeroshot"
-    write(lists / "cname_cid.txt", "alarm clock 0\npig 1\n")
-    write(lists / "cname_cid_zero.txt", "banana 0\n")
-    sketches: dict[str, list[str]] = {"train": [], "test": [], "zero": []}
-    photos: dict[str, list[str]] = {"train": [], "zero": []}
-    for name, label in (("alarm clock", 0), ("pig", 1), ("banana", 0)):
-        last = "zero" if name == "banana" else "train"
-        for n, split in enumerate((last, last, "zero" if name == "banana" else "test")):
-            write(root / "png_ready" / name / f"{n} a.png")
-            sketches[split].append(f"png_ready/{name}/{n} a.png {label}\n")
-        write(root / "ImageResized_ready" / name / "n01_0.JPEG")
-        photos[last].append(f"ImageResized_ready/{name}/n01_0.JPEG {label}\n")
-    for split, lines in sketches.items():
-        write(lists / f"png_ready_filelist_{split}.txt", "".join(lines))
-    for split, lines in photos.items():
-        write(lists / f"ImageResized_ready_filelist_{split}.txt", "".join(lines))
-    return root
+    return make_listed(tmp_path / "tu")
 
 
 @needs_shared
@@ -188,7 +171,7 @@ def test_every_official_name_has_its_split() -> None:
     assert set(OFFICIAL) == set(official.PUBLISHED)
     for published in official.PUBLISHED.values():
         names = [
-            (official.SPLITS / f"{published.split}_{part}.txt").read_text().splitlines()
+            [name for _, name in official.SPLITS.lines(f"{published.split}_{part}.txt")]
             for part in ("seen", "unseen")
         ]
         assert tuple(map(len, names)) == published.classes
@@ -207,10 +190,9 @@ def test_every_official_name_has_its_split() -> None:
 def test_a_copy_without_lists_follows_the_class_split(
     tmp_path: Path, name: str, sketches: str, photos: str
 ) -> None:
+    split = official.PUBLISHED[name].split
     classes = {
-        part: (official.SPLITS / f"{official.PUBLISHED[name].split}_{part}.txt")
-        .read_text()
-        .splitlines()[:2]
+        part: [line for _, line in official.SPLITS.lines(f"{split}_{part}.txt")][:2]
         for part in ("seen", "unseen")
     }
     for of in (*classes["seen"], *classes["unseen"], "no class of it"):

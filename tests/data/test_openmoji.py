@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dsn_ray.data import openmoji
-from dsn_ray.data.catalog import EMBEDDED, DataError, Record, open_source
+from dsn_ray.data.catalog import EMBEDDED, Record, open_source
+from dsn_ray.data.roots import DataError
 
 SETS = {"openmoji-nature": (8, 6, 157, 133), "openmoji-things": (25, 8, 357, 211)}
 

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from dsn_ray.data import preparing
-from dsn_ray.data.catalog import DataError, Record, Source, open_source
+from dsn_ray.data.catalog import Record, Source, open_source
 from dsn_ray.data.preparing import checked, parts_of, prepare_shards
+from dsn_ray.data.roots import DataError
 from dsn_ray.data.shards import MANIFEST, read_manifest
 from dsn_ray.data.storage import Folder
 from tests.conftest import PER_CLASS, SHAPES, UNSEEN

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from dsn_ray import mask
-from dsn_ray.data.catalog import EMBEDDED, DataError, open_source
+from dsn_ray.data.catalog import EMBEDDED, open_source
 from dsn_ray.data.official import PUBLISHED
+from dsn_ray.data.roots import DataError
 from dsn_ray.data.semantics import (
     FILES,
     build_mask,

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import ray
 
-from dsn_ray.data.catalog import DataError, open_source
+from dsn_ray.data.catalog import open_source
 from dsn_ray.data.preparing import prepare_shards
+from dsn_ray.data.roots import DataError
 from dsn_ray.data.shards import FORMAT, locate, open_shards, read_manifest, where_it_lies
 from dsn_ray.data.storage import Folder
 from tests.conftest import SHAPES, UNSEEN

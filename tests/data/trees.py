@@ -19,9 +19,9 @@ def counts(source: Source) -> tuple[int, ...]:
     )
 
 
-def write(file: Path, text: str = "x") -> Path:
+def write(file: Path, contents: str | bytes = "x") -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text)
+    file.write_bytes(contents.encode() if isinstance(contents, str) else contents)
     return file
 
 
@@ -31,4 +31,25 @@ def make_folder(root: Path) -> Path:
         for name in ("cat", "dog", "red fox"):
             write(root / domain / name / "1.png", f"{domain} {name}")
     write(root / "unseen.txt", "red fox\n\n")
+    return root
+
+
+def make_listed(root: Path) -> Path:
+    """A small TU-Berlin with two seen classes, one with a space, and one unseen class."""
+    lists = root / "zeroshot"
+    write(lists / "cname_cid.txt", "alarm clock 0\npig 1\n")
+    write(lists / "cname_cid_zero.txt", "banana 0\n")
+    sketches: dict[str, list[str]] = {"train": [], "test": [], "zero": []}
+    photos: dict[str, list[str]] = {"train": [], "zero": []}
+    for name, label in (("alarm clock", 0), ("pig", 1), ("banana", 0)):
+        last = "zero" if name == "banana" else "train"
+        for n, split in enumerate((last, last, "zero" if name == "banana" else "test")):
+            write(root / "png_ready" / name / f"{n} a.png")
+            sketches[split].append(f"png_ready/{name}/{n} a.png {label}\n")
+        write(root / "ImageResized_ready" / name / "n01_0.JPEG")
+        photos[last].append(f"ImageResized_ready/{name}/n01_0.JPEG {label}\n")
+    for split, lines in sketches.items():
+        write(lists / f"png_ready_filelist_{split}.txt", "".join(lines))
+    for split, lines in photos.items():
+        write(lists / f"ImageResized_ready_filelist_{split}.txt", "".join(lines))
     return root
