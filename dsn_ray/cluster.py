@@ -1,5 +1,8 @@
 """Checks cluster files before anything is started or paid for; it needs no cloud.
 
+Where a file is right it also looks whether `ray up` would get through from here: for AWS's
+credentials, or whether machines of one's own answer.
+
 Examples:
     python -m dsn_ray.cluster cluster/gpu.yaml
     python -m dsn_ray.cluster cluster/gpu.yaml --workers 4 --gpus-per-worker 1 --cpus-per-worker 11
@@ -11,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -40,7 +43,7 @@ class Need:
 def check_cluster_file(
     path: Path, need: Need | None = None, template: bool = False
 ) -> "list[Fault]":
-    """Everything that is wrong in a cluster file.
+    """Everything that is wrong in a cluster file, or with this machine where the file is right.
 
     Args:
         path: a file of `ray up`, manifests for KubeRay, or a batch script for Slurm (*.sh).
@@ -50,6 +53,7 @@ def check_cluster_file(
     Raises:
         UserError: If the file cannot be read or is not YAML.
     """
+    from dsn_ray.checks.here import here_faults
     from dsn_ray.checks.slurm import slurm_faults
 
     text = _read(path)
@@ -58,17 +62,12 @@ def check_cluster_file(
             raise UserError(f"{path}: what has room on Slurm is known only there.")
         faults = list(slurm_faults(text))
     else:
-        faults = list(_yaml_faults(path, text, need))
+        documents = _documents(path, text)
+        faults = list(_yaml_faults(path, documents, need)) or list(here_faults(documents[0]))
     return [fault for fault in faults if not (template and fault.is_placeholder)]
 
 
-def _yaml_faults(path: Path, text: str, need: Need | None) -> "Iterator[Fault]":
-    from ray import __version__ as version
-
-    from dsn_ray.checks.faults import fit_faults, placeholder_faults
-    from dsn_ray.checks.kuberay import kuberay_faults, kuberay_fleet
-    from dsn_ray.checks.launcher import launcher_faults, launcher_fleet
-
+def _documents(path: Path, text: str) -> list[dict[str, Any]]:
     try:
         documents = [document for document in yaml.safe_load_all(text) if document is not None]
     except yaml.YAMLError as error:
@@ -77,6 +76,18 @@ def _yaml_faults(path: Path, text: str, need: Need | None) -> "Iterator[Fault]":
         raise UserError(f"{path}{line}: this is not valid YAML.") from None
     if not documents or not all(isinstance(document, dict) for document in documents):
         raise UserError(f"{path}: this is no cluster file; it must hold keys and values.")
+    return documents
+
+
+def _yaml_faults(
+    path: Path, documents: list[dict[str, Any]], need: Need | None
+) -> "Iterator[Fault]":
+    from ray import __version__ as version
+
+    from dsn_ray.checks.faults import fit_faults, placeholder_faults
+    from dsn_ray.checks.kuberay import kuberay_faults, kuberay_fleet
+    from dsn_ray.checks.launcher import launcher_faults, launcher_fleet
+
     if any("apiVersion" in document for document in documents):
         yield from kuberay_faults(documents, version)
         fleet = kuberay_fleet(documents)

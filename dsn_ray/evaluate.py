@@ -57,6 +57,10 @@ def run_evaluation(
 
     Raises:
         UserError: If the checkpoint or the data set cannot be used.
+
+    Example:
+        >>> from dsn_ray import run_evaluation
+        >>> run_evaluation("runs/first/final/sketchy-seed0/checkpoint")  # doctest: +SKIP
     """
     from dsn_ray.room import Shape
 

@@ -45,7 +45,7 @@ def ray_cluster() -> Iterator[str]:
 
     given = os.environ.get("RAY_ADDRESS")
     address = services.canonicalize_bootstrap_address(None)
-    if address is not None and not given and not _answers(address):
+    if address is not None and not given and not answers(address):
         address = None  # `ray start` left its address behind; nobody is there any more
     own = _own_address() if address is None else {}
     os.environ.update(own)
@@ -100,7 +100,7 @@ def _own_address() -> dict[str, str]:
 def _attach(address: str, given: str | None) -> Any:
     import ray
 
-    if not _answers(address):
+    if not answers(address):
         raise UserError(f"No Ray cluster answers at {address}: is RAY_ADDRESS right?")
     try:
         # By itself Ray takes this machine's token only for a cluster that it found by itself.
@@ -163,7 +163,7 @@ def chatter_to(log: Path) -> Iterator[Console]:
                 os.close(original)
 
 
-def _answers(address: str) -> bool:
+def answers(address: str) -> bool:
     """Whether somebody listens there; known within seconds, where Ray would try for minutes."""
     host, _, port = address.rpartition(":")
     try:

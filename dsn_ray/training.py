@@ -223,6 +223,12 @@ def run_training(
 
     Raises:
         UserError: If something given cannot be used.
+
+    Example:
+        >>> from dsn_ray import run_training
+        >>> from dsn_ray.config import Config
+        >>> config = Config().with_settings({"loss.lambda1": 0.2})
+        >>> run_training(config, ("sketchy", "Sketchy"), workers=1)  # doctest: +SKIP
     """
     from dsn_ray.room import Shape
 

@@ -1,13 +1,17 @@
 """Cluster files: those that are shipped pass, and each fault is found in a copy that has it."""
 
 import copy
+import socket
+import sys
 from pathlib import Path
 
 import pytest
 import ray
 import yaml
 
+from dsn_ray.checks import here
 from dsn_ray.cluster import Need, check_cluster_file, main
+from tests.data.trees import write
 
 FILES = Path("cluster")
 SHIPPED = ("gpu.yaml", "local.yaml", "kuberay.yaml", "slurm.sh")
@@ -259,6 +263,70 @@ def test_what_a_training_asks_for_has_room(faults, need, words):
 def test_room_on_kubernetes(faults):
     assert faults("kuberay.yaml", "", "", Need(4, 8, 1)) == []
     assert "has room for 4 workers" in faults("kuberay.yaml", "", "", Need(5, 8, 1))[0]
+
+
+@pytest.fixture
+def filled(tmp_path):
+    """A shipped file with what a person fills in."""
+
+    def fill(name, **values):
+        text = (FILES / name).read_text()
+        for old, new in values.items():
+            text = text.replace(f"EDIT-{old.replace('_', '-')}", new)
+        path = tmp_path / name
+        path.write_text(text.replace("EDIT-", "x-").replace("-EDIT", "-0123456789abcdef0"))
+        return path
+
+    return fill
+
+
+def test_machines_that_do_not_answer(filled, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as sshd:
+        monkeypatch.setattr(here, "_SSH", sshd.getsockname()[1])
+        (fault,) = check_cluster_file(
+            filled("local.yaml", head_address="127.0.0.1", worker_address="127.0.0.2")
+        )
+        assert str(fault).startswith("provider.worker_ips[0]: 127.0.0.2 does not answer on port")
+        both = filled("local.yaml", head_address="127.0.0.1", worker_address="localhost")
+        assert check_cluster_file(both) == []
+
+
+STUB = """
+class Session:
+    def get_credentials(self):
+        {does}
+def get_session():
+    return Session()
+"""
+
+
+@pytest.mark.parametrize(
+    ("does", "words"),
+    [
+        ("return object()", None),
+        ("return None", "no credentials for AWS; run `aws configure`"),
+        ("import botocore; raise botocore.exceptions.BotoCoreError('no profile x')", "(no prof"),
+    ],
+)
+def test_credentials_for_aws(filled, tmp_path, monkeypatch, does, words):
+    write(tmp_path / "boto3.py", "")
+    write(tmp_path / "botocore" / "__init__.py", "from botocore import exceptions")
+    write(tmp_path / "botocore" / "exceptions.py", "class BotoCoreError(Exception): ...")
+    write(tmp_path / "botocore" / "session.py", STUB.format(does=does))
+    for name in [name for name in sys.modules if name.split(".")[0] == "botocore"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = [str(fault) for fault in check_cluster_file(filled("gpu.yaml"))]
+    assert found == [] if words is None else words in found[0]
+    for name in [name for name in sys.modules if name.split(".")[0] == "botocore"]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+def test_without_boto3_nobody_can_ask_aws(filled, monkeypatch):
+    monkeypatch.setattr(here.importlib.util, "find_spec", lambda name: None)
+    (fault,) = check_cluster_file(filled("gpu.yaml"))
+    assert "boto3" in fault.wrong
+    assert fault.allowed == "pip install boto3"
 
 
 @pytest.mark.parametrize("text", ["a: [", "", "- 1", "a: 1\n---\nb: 2"])
