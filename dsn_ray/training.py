@@ -139,7 +139,7 @@ def check_weights(config: Config) -> None:
     weights = imagenet_weights(config.network.backbone, config.network.weights)
     if weights is not None:
         try:
-            svd_start(weights.classifier_weight, config.network.dim)
+            svd_start(weights.classifier_svd, config.network.dim)
         except ValueError as error:
             raise UserError(f"network.dim={config.network.dim}: {error}") from None
 

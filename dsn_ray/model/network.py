@@ -94,7 +94,7 @@ class DsnNetwork(nn.Module):
             ValueError: If the weights fit another backbone or d is larger than their rank.
         """
         weights.load_into(self.backbone)
-        embedding, teacher = svd_start(weights.classifier_weight, self.embedding.out_features)
+        embedding, teacher = svd_start(weights.classifier_svd, self.embedding.out_features)
         with torch.no_grad():
             self.embedding.weight.copy_(embedding)
             self.embedding.bias.zero_()
@@ -102,11 +102,11 @@ class DsnNetwork(nn.Module):
             self.teacher_head.bias.copy_(weights.classifier_bias)
 
 
-def svd_start(classifier_weight: Tensor, d: int) -> tuple[Tensor, Tensor]:
-    """Split a classifier ``W = U S V^T`` into ``U_d`` and ``S_d V_d^T``.
+def svd_start(svd: tuple[Tensor, Tensor, Tensor], d: int) -> tuple[Tensor, Tensor]:
+    """Split a classifier ``W = U S V^T``, ``[classes, trunk dim]``, into ``U_d`` and ``S_d V_d^T``.
 
     Args:
-        classifier_weight: W, ``[classes, trunk dim]``.
+        svd: U, S and V^T, the reduced ones.
         d: Length of the embedding.
 
     Returns:
@@ -116,8 +116,8 @@ def svd_start(classifier_weight: Tensor, d: int) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: If d is not from 1 to the rank of W.
     """
-    u, s, vh = torch.linalg.svd(classifier_weight, full_matrices=False)
-    resolution = torch.finfo(s.dtype).eps * max(classifier_weight.shape) * s[0]
+    u, s, vh = svd
+    resolution = torch.finfo(s.dtype).eps * max(len(u), vh.shape[1]) * s[0]
     rank = int((s > resolution).sum())
     if not 1 <= d <= rank:
         raise ValueError(

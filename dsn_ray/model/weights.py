@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,6 +46,12 @@ class ImagenetWeights:
     classifier_weight: Tensor
     classifier_bias: Tensor
     digest: str
+
+    @cached_property
+    def classifier_svd(self) -> tuple[Tensor, Tensor, Tensor]:
+        """U, S and V^T of the classifier's weight: worked out once, and sent wherever this goes."""
+        u, s, vh = torch.linalg.svd(self.classifier_weight, full_matrices=False)
+        return u, s, vh
 
     def load_into(self, backbone: Backbone) -> None:
         """Copy the weights into a backbone; gates that they leave out keep their own.
