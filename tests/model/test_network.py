@@ -30,6 +30,7 @@ def svd(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 def test_the_classifier_is_taken_apart_once_for_all_processes() -> None:
     weights = imagenet_weights("efficientnet_lite0")
+    assert weights is not None
     u, s, vh = weights.classifier_svd
     torch.testing.assert_close(u * s @ vh, weights.classifier_weight, atol=1e-5, rtol=1e-4)
     assert "classifier_svd" in vars(pickle.loads(pickle.dumps(weights)))
