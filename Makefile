@@ -30,10 +30,11 @@ test-system: $(VENV)/.installed
 	$(RUN) -m pytest -m "system or slow"
 
 bench: $(VENV)/.installed
-	$(RUN) benchmarks/data.py $(SKETCHY) --work .bench
-	$(RUN) benchmarks/evaluation.py
-	$(RUN) benchmarks/search.py
-	$(RUN) benchmarks/step.py $(SKETCHY) --work .bench
+	$(RUN) -m benchmarks.data $(SKETCHY) --work .bench
+	$(RUN) -m benchmarks.evaluation
+	$(RUN) -m benchmarks.search
+	$(RUN) -m benchmarks.step $(SKETCHY) --work .bench
+	$(RUN) -m benchmarks.start --work .bench/start
 	$(RUN) -m benchmarks.report
 
 pictures: $(VENV)/.installed

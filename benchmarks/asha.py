@@ -1,6 +1,6 @@
 """What successive halving saves, and what that costs, told from trials that all ran to their end.
 
-    python benchmarks/asha.py RUN
+    python -m benchmarks.asha RUN
 
 RUN is a run's folder whose search had one trial at a time, settings that do not depend on earlier
 trials' values (a grid, random or QMC) and no scheduler, such as that of `benchmarks/overhead.py`.

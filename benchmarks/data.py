@@ -1,6 +1,6 @@
 """How fast pictures are prepared and read, beside plain loops on the same cores, in one run.
 
-    python benchmarks/data.py SKETCHY_ROOT --work FOLDER
+    python -m benchmarks.data SKETCHY_ROOT --work FOLDER
 
 Makes a data set as large as all of Sketchy out of a part of it (each picture cropped and encoded
 anew, so that no two files are the same), prepares it, reads the beginning of an epoch in three
@@ -12,10 +12,8 @@ import argparse
 import multiprocessing
 import os
 import shutil
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +22,16 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.memory import memory_watched
 from dsn_ray.config import AugmentConfig
 from dsn_ray.data import pictures as pictures_module
+from dsn_ray.data.batch import AUGMENTED_VIEWS
 from dsn_ray.data.catalog import DOMAINS, Source, open_source
 from dsn_ray.data.pictures import Pictures, load_pictures
 from dsn_ray.data.preparing import checked, prepare_shards
 from dsn_ray.data.shards import Shards
 from dsn_ray.data.storage import Folder
-from dsn_ray.data.stream import AUGMENTED_VIEWS, Decoders, PairStream
+from dsn_ray.data.stream import Decoders, PairStream
 from dsn_ray.data.views import decode, random_views
 from dsn_ray.runtime import ray_cluster
 
@@ -156,36 +156,6 @@ def our_reading(shards: Shards, share: float, steps: int) -> tuple[float, float]
     return count / (time.perf_counter() - started), started - asked
 
 
-@contextmanager
-def memory_watched() -> Iterator[list[float]]:
-    """Gains the GiB by which all processes' own memory rose meanwhile, the object store's apart."""
-
-    def in_use() -> int:
-        total = 0
-        for rollup in Path("/proc").glob("[0-9]*/smaps_rollup"):
-            try:
-                lines = rollup.read_text().splitlines()
-            except OSError:
-                continue
-            total += sum(int(x.split()[1]) for x in lines if x.startswith("Pss_Anon"))
-        return total
-
-    before, most, done = in_use(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal most
-        while not done.wait(1.0):
-            most = max(most, in_use())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    risen: list[float] = []
-    yield risen
-    done.set()
-    watcher.join()
-    risen.append(max(0, most - before) / 2**20)
-
-
 def encoded_sample(shards: Shards) -> Iterator[bytes]:
     """Encoded pictures in the proportion of a batch."""
     for domain, many in (("sketch", SKETCHES), ("photo", PHOTOS)):
@@ -213,14 +183,14 @@ def main() -> None:
     with ray_cluster():
         ray.get(ray.remote(lambda: None).remote())
         started = time.perf_counter()
-        with memory_watched() as preparing:
+        with memory_watched("Pss_Anon") as preparing:
             shards = prepare_shards(source, Folder.at(out))
         ours = len(source.records) / (time.perf_counter() - started)
         steps = SAMPLE // (SKETCHES + PHOTOS)
         store = ray.cluster_resources()["object_store_memory"]
         just_encoded = 1.01 * max(shards.sizes.values()) / store
         held, first_held = our_reading(shards, just_encoded, steps)
-        with memory_watched() as reading:
+        with memory_watched("Pss_Anon") as reading:
             stored, first_stored = our_reading(shards, 0.0, steps)
         encoded = list(encoded_sample(shards))
     np.random.default_rng(0).shuffle(encoded)

@@ -1,6 +1,6 @@
 """How long rating takes at the size of Sketchy's unseen classes, beside the plain procedure.
 
-    python benchmarks/evaluation.py [--size sketchy|quickdraw] [--sample N]
+    python -m benchmarks.evaluation [--size sketchy|quickdraw] [--sample N]
 
 Both protocols, real and binary codes. The plain procedure is the one of public code, from the
 definitions: scipy's `cdist`, then for each query an `argsort` and a loop over the ranks for the

@@ -1,11 +1,11 @@
 """What orchestration costs: a sweep of 8 trials beside the time that their steps took, in one run.
 
-    python benchmarks/overhead.py --work FOLDER [--epochs N]
+    python -m benchmarks.overhead --work FOLDER [--epochs N]
 
-Runs the sweep command on the embedded data, one trial at a time and each to its end, and stops it
-by Ctrl-C before the final job. Choose the epochs so that a trial's steps take two minutes. The time
-of the command is everything from its start: Ray's, the pictures', each trial's start, validation
-and checkpoints.
+Runs the sweep command on all of an embedded data set, one trial at a time and each to its end, and
+stops it by Ctrl-C before the final job. Choose the epochs so that a trial's steps take two minutes.
+The time of the command is everything from its start: Ray's, the pictures', each trial's start,
+validation and checkpoints.
 """
 
 import argparse
@@ -25,7 +25,7 @@ parameters:
 sampler: {{name: random}}
 scheduler: {{name: none}}
 budget: {{trials: {trials}}}
-set: {{train.epochs: {epochs}}}
+set: {{train.epochs: {epochs}, data.per_class: null}}
 """
 
 
@@ -33,7 +33,7 @@ def main() -> None:
     """Runs the sweep and prints the ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--epochs", type=int, default=10)
     parsed = parser.parse_args()
     shutil.rmtree(parsed.work, ignore_errors=True)
     parsed.work.mkdir(parents=True)

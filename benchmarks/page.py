@@ -3,7 +3,7 @@
 The photos are noise, 10,000 of them; their features are computed once and kept in `--work`.
 
 Example:
-    python benchmarks/page.py --checkpoint C --work .bench
+    python -m benchmarks.page --checkpoint C --work .bench
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """How long a search takes in galleries of a thousand to ten million photos.
 
 Example:
-    python benchmarks/search.py
+    python -m benchmarks.search
 """
 
 import statistics

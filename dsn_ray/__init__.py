@@ -14,6 +14,7 @@
         storage.py    folders here or behind a URL
         decoding.py   encoded bytes -> a picture
         views.py      the three views of a picture
+        batch.py      what a training step takes
         pictures.py   shards -> pictures by row number, in Ray's object store or as they lie
         stream.py     pictures -> batches of paired sketch and photo views
         preview.py    a picture of the views

@@ -177,6 +177,17 @@ class TrainConfig(Section):
     classes, of training sketches where none are held out."""
 
 
+class SpeedConfig(Section):
+    """How a step is computed; the numbers change no more than by rounding."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the network's forward and backward passes; losses, bank and weights stay in fp32."""
+    fused_adam: bool = False
+    """One kernel for the optimiser's step instead of several per weight."""
+    compile: bool = False
+    """The network through torch.compile, which takes a minute or more before the first step."""
+
+
 class Config(Section):
     """Everything that decides the numbers of a training run."""
 
@@ -187,6 +198,7 @@ class Config(Section):
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()
+    speed: SpeedConfig = SpeedConfig()
 
     def with_settings(self, settings: Mapping[str, Any], where: str = "--set") -> "Config":
         """A copy with some settings replaced.

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dsn_ray.config import Config
-from dsn_ray.data.stream import Batch
+from dsn_ray.data.batch import Batch
 from dsn_ray.model.network import DsnNetwork, NetworkOutput
 from dsn_ray.model.teacher import Teacher
 from dsn_ray.objective import (
@@ -54,8 +54,11 @@ class Learner:
             teacher: judges the first views, where the batches do not bring its logits.
         """
         self.network = network
-        self._forward = parallel or network
+        self._forward: nn.Module = parallel or network
         self._config = config
+        speed = config.speed
+        if speed.compile:
+            self._forward = torch.compile(self._forward)  # type: ignore[assignment]
         self._device = next(network.parameters()).device
         self._mask = mask.to(self._device)
         dim = network.backbone.dim if config.memory.features == "trunk" else config.network.dim
@@ -65,7 +68,10 @@ class Learner:
         self._teacher = None if teacher is None else teacher.to(self._device)
         adam = config.optimizer
         self.optimizer = torch.optim.Adam(
-            network.parameters(), lr=adam.lr, weight_decay=adam.weight_decay
+            network.parameters(),
+            lr=adam.lr,
+            weight_decay=adam.weight_decay,
+            fused=speed.fused_adam,
         )
         fall, epochs = adam.lr_end / adam.lr, config.train.epochs
         steps_per_epoch = max(1, total_steps // epochs)
@@ -124,7 +130,7 @@ class Learner:
         each = sketches.shape[1]
         views = torch.cat([sketches, photos]).transpose(0, 1).flatten(0, 1)
         first, count = len(labels), len(sketch_labels)
-        output: NetworkOutput = self._forward(views, is_photo.repeat(each), first)
+        output = self._outputs(views, is_photo.repeat(each), first)
 
         config = self._config
         taught = slice(count, first) if config.loss.distilled == "photos" else slice(first)
@@ -150,6 +156,15 @@ class Learner:
                 config.loss.mask_weight,
             ),
         )
+
+    def _outputs(self, views: Tensor, is_photo: Tensor, first: int) -> NetworkOutput:
+        """The network's outputs, in fp32 where it works in bf16."""
+        if self._config.speed.precision == "fp32":
+            output: NetworkOutput = self._forward(views, is_photo, first)
+            return output
+        with torch.autocast(self._device.type, torch.bfloat16):
+            output = self._forward(views, is_photo, first)
+        return NetworkOutput(*(part.float() for part in output))
 
     def _judgement(self, batch: Batch, pictures: Tensor) -> Tensor:
         """The teacher's logits of the pictures that learn from it, `[N, 1000]`."""

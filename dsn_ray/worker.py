@@ -18,9 +18,10 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from dsn_ray.config import Config
+from dsn_ray.data.batch import AUGMENTED_VIEWS, Batch
 from dsn_ray.data.catalog import validation_classes
 from dsn_ray.data.pictures import PictureTable, plain_batches, reading_order, rows_of_classes
-from dsn_ray.data.stream import AUGMENTED_VIEWS, Batch, Decoders, PairStream
+from dsn_ray.data.stream import Decoders, PairStream
 from dsn_ray.learner import Learner
 from dsn_ray.model import DsnNetwork, Teacher, build_network
 from dsn_ray.model.norm import average_running_statistics, synchronise_batch_norm

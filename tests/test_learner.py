@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 import os
+import shutil
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dsn_ray.config import RECIPES, RECIPES_ON, Config
-from dsn_ray.data.stream import Batch
+from dsn_ray.data.batch import Batch
 from dsn_ray.learner import Learner
 from dsn_ray.model import Teacher
 from dsn_ray.model.network import DsnNetwork
@@ -76,6 +77,31 @@ def test_a_step_lowers_the_loss_of_its_batch():
     batch = make_batch()
     values = [learner.step(batch)["total"] for _ in range(8)]
     assert values[-1] < values[0]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "digits"),
+    [("speed.precision", "bf16", 0.02), ("speed.fused_adam", True, 1e-9)],
+)
+def test_a_faster_step_changes_the_numbers_by_rounding(setting, value, digits):
+    usual, faster = make_learner(), make_learner({setting: value})
+    for learner in (usual, faster):
+        learner.network.float()
+        learner.bank.float()
+    taken = [[learner.step(make_batch(seed)) for seed in (1, 2)] for learner in (usual, faster)]
+    for plain, fast in zip(*taken, strict=True):
+        assert fast == pytest.approx(plain, rel=digits, abs=digits)
+    assert all(parameter.dtype == torch.float32 for parameter in faster.network.parameters())
+    assert taken[0] != taken[1] or setting == "speed.fused_adam"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+def test_a_compiled_step_changes_the_numbers_by_rounding():
+    usual, compiled = make_learner(), make_learner({"speed.compile": True})
+    for seed in (1, 2):
+        batch = make_batch(seed)
+        assert compiled.step(batch) == pytest.approx(usual.step(batch), rel=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -18,29 +18,11 @@ import torch
 from numpy.typing import NDArray
 
 from dsn_ray.config import AugmentConfig
+from dsn_ray.data.batch import Batch
 from dsn_ray.data.pictures import Pictures, PictureTable, reading_order, rows_of_classes
 from dsn_ray.data.views import random_views
 
-AUGMENTED_VIEWS = 2
-"""Of each picture, beside the first (eq. 1)."""
-
 _PREFETCHED_STEPS = 2
-
-
-class Batch(NamedTuple):
-    """One worker's part of a training batch."""
-
-    sketch_views: torch.Tensor
-    """uint8 `[S, V views, 3, px, px]`; V is 3, or 1 where nothing looks at augmented ones"""
-    sketch_labels: torch.Tensor
-    """`[S]` over the training classes"""
-    photo_views: torch.Tensor
-    """uint8 `[P, V views, 3, px, px]`"""
-    photo_labels: torch.Tensor
-    """`[P]` over the training classes"""
-    teacher_logits: torch.Tensor | None
-    """float32 `[P, 1000]`, or `[S + P, 1000]` where sketches learn from the teacher too; None where
-    the teacher is asked in training"""
 
 
 def draw_epoch(

@@ -7,6 +7,7 @@ import torch
 from dsn_ray.config import AugmentConfig
 from dsn_ray.data import pictures as pictures_module
 from dsn_ray.data import preparing
+from dsn_ray.data.batch import AUGMENTED_VIEWS
 from dsn_ray.data.catalog import open_source, validation_classes
 from dsn_ray.data.pictures import (
     HeldPictures,
@@ -18,7 +19,7 @@ from dsn_ray.data.pictures import (
     rows_of_classes,
 )
 from dsn_ray.data.storage import Folder
-from dsn_ray.data.stream import AUGMENTED_VIEWS, Decoders, PairStream
+from dsn_ray.data.stream import Decoders, PairStream
 from tests.conftest import UNSEEN
 
 PX = 32

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsn_ray.config import AugmentConfig
+from dsn_ray.data.batch import AUGMENTED_VIEWS
 from dsn_ray.data.pictures import TeacherLogits, load_pictures
-from dsn_ray.data.stream import AUGMENTED_VIEWS, PairStream, draw_epoch
+from dsn_ray.data.stream import PairStream, draw_epoch
 
 
 @given(

@@ -1,0 +1,1 @@
+"""Measurements beside plain loops; the tables are in RESULTS.md."""

@@ -1,0 +1,266 @@
+"""The training step on one GPU: what each switch gains, what waits for data, how near the peak.
+
+    python -m benchmarks.gpu SHARDS [--weights FILE] [--train]
+
+SHARDS is a folder that `python -m dsn_ray.prepare` made. Ray is not needed: torch, pyarrow, Pillow,
+pydantic, PyYAML and threadpoolctl are. The plain steps are the same network, losses and optimiser
+on one batch that lies on the device. With `--train` the whole training follows, and the unseen
+classes are rated.
+"""
+
+import argparse
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+
+from dsn_ray.config import Config
+from dsn_ray.data.batch import AUGMENTED_VIEWS, Batch
+from dsn_ray.data.views import decode, random_views
+from dsn_ray.learner import Learner
+from dsn_ray.model import build_network
+from dsn_ray.objective import (
+    LossTerms,
+    MemoryBank,
+    classification_loss,
+    cross_modal_contrastive_loss,
+    dsn_loss,
+    semantic_distillation_loss,
+)
+from dsn_ray.retrieval import evaluate_features
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+SWITCHES: dict[str, dict[str, Any]] = {
+    "fp32": {},
+    "bf16": {"speed.precision": "bf16"},
+    "bf16, fused Adam": {"speed.precision": "bf16", "speed.fused_adam": True},
+    "bf16, fused Adam, compiled": {
+        "speed.precision": "bf16",
+        "speed.fused_adam": True,
+        "speed.compile": True,
+    },
+}
+DOMAINS = ("sketch", "photo")
+
+
+class Pictures(Dataset[tuple[Tensor, int]]):
+    """The pictures of a split and domain, each to its views and label."""
+
+    def __init__(self, shards: Path, split: str, domain: str, config: Config, views: int) -> None:
+        folder = shards / f"split={split}" / f"domain={domain}"
+        table = pq.read_table(folder, columns=["label", "encoded"], partitioning=None)
+        self.labels = table["label"].to_numpy()
+        self._encoded = table["encoded"]
+        self._is_sketch, self._config, self._views = domain == "sketch", config, views
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        pixels = decode(self._encoded[index].as_py(), self._config.data.px)
+        label = int(self.labels[index])
+        if not self._views:
+            return torch.from_numpy(pixels), label
+        views = random_views(
+            pixels,
+            self._is_sketch,
+            np.random.default_rng(torch.initial_seed() % 2**32 + index),
+            self._config.augment,
+            self._views,
+        )
+        return torch.from_numpy(views), label
+
+
+def loaders(shards: Path, config: Config) -> dict[str, DataLoader[Any]]:
+    """Shuffled batches of the seen classes of each domain, in pinned memory."""
+    sizes = (config.data.sketches_per_batch, config.data.photos_per_batch)
+    return {
+        domain: DataLoader(
+            Pictures(shards, "seen", domain, config, AUGMENTED_VIEWS),
+            size,
+            shuffle=True,
+            drop_last=True,
+            num_workers=max(1, (os.cpu_count() or 2) // 2),
+            pin_memory=DEVICE.type == "cuda",
+            persistent_workers=True,
+        )
+        for domain, size in zip(DOMAINS, sizes, strict=True)
+    }
+
+
+def batches(loaders: Mapping[str, DataLoader[Any]]) -> Iterator[Batch]:
+    """One epoch; the teacher's logits are zeros, which cost the step the same."""
+    for (sketches, theirs), (photos, its) in zip(*loaders.values(), strict=False):
+        yield Batch(sketches, theirs, photos, its, torch.zeros(len(photos), 1000))
+
+
+def learner(config: Config, classes: int, steps: int) -> Learner:
+    """A new one on the device."""
+    torch.manual_seed(config.train.seed)
+    network = build_network(config.network, classes).to(DEVICE)
+    return Learner(network, config, torch.zeros(classes, 1000), steps)
+
+
+def plain_step(config: Config, classes: int, batch: Batch, precision: str) -> Callable[[], None]:
+    """The step without our loop: everything lies on the device, nothing is asked for."""
+    network = build_network(config.network, classes).to(DEVICE).train()
+    bank = MemoryBank(classes, config.memory.k, network.backbone.dim).to(DEVICE)
+    optimizer = torch.optim.Adam(network.parameters(), 1e-4, weight_decay=5e-4)
+    sketches, theirs, photos, its, logits = (part.to(DEVICE) for part in batch if part is not None)
+    views = torch.cat([sketches, photos]).transpose(0, 1).flatten(0, 1)
+    labels = torch.cat([theirs, its])
+    is_photo = torch.cat([torch.zeros_like(theirs), torch.ones_like(its)]).repeat(3)
+    count, first = len(theirs), len(labels)
+    mask = torch.zeros(len(its), 1000, device=DEVICE)
+
+    def step() -> None:
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision == "bf16"):
+            output = network(views, is_photo, first)
+        trunk, _, projection, class_logits, teacher_logits = (part.float() for part in output)
+        bank.update(trunk[:count].detach(), theirs, trunk[count:first], its)
+        terms = LossTerms(
+            contrastive=cross_modal_contrastive_loss(projection[first:], labels.repeat(2), 0.07),
+            memory=bank.loss(trunk[count:first], its),
+            classification=classification_loss(class_logits, labels),
+            distillation=semantic_distillation_loss(teacher_logits[count:], logits, mask, 0.3),
+        )
+        optimizer.zero_grad(set_to_none=True)
+        dsn_loss(terms, 0.1, 1.0, 1.0).backward()
+        optimizer.step()
+
+    return step
+
+
+def seconds_of(work: Callable[[], object], repeats: int) -> float:
+    """Mean seconds, after three to warm up."""
+    for _ in range(3):
+        work()
+    started = _now()
+    for _ in range(repeats):
+        work()
+    return (_now() - started) / repeats
+
+
+def _now() -> float:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def fed(
+    learning: Learner, loaders: Mapping[str, DataLoader[Any]], steps: int
+) -> tuple[float, float]:
+    """Seconds of a step that is fed from the shards, and the part of them spent waiting."""
+    endless = itertools.chain.from_iterable(batches(loaders) for _ in itertools.count())
+    for batch in itertools.islice(endless, 3):
+        learning.step(batch)
+    waited, started = 0.0, _now()
+    for _ in range(steps):
+        asked = time.perf_counter()
+        batch = next(endless)
+        waited += time.perf_counter() - asked
+        learning.step(batch)
+    took = _now() - started
+    return took / steps, waited / took
+
+
+def peak() -> float:
+    """Operations per second of a large bf16 matrix product, the nearest one gets to the peak."""
+    side = 8192 if DEVICE.type == "cuda" else 1024
+    a = torch.randn(side, side, device=DEVICE, dtype=torch.bfloat16)
+    return 2 * side**3 / seconds_of(lambda: a @ a, 20)
+
+
+def train(shards: Path, config: Config) -> None:
+    """The whole training, and what it comes to on the unseen classes."""
+    started = _now()
+    seen = loaders(shards, config)
+    classes = _classes(seen)
+    per_epoch = min(map(len, seen.values()))
+    learning = learner(config, classes, config.train.epochs * per_epoch)
+    for _ in range(config.train.epochs):
+        for batch in batches(seen):
+            learning.step(batch)
+    trained = _now()
+    features: list[Any] = []
+    network = learning.network.eval()
+    for flag, domain in enumerate(DOMAINS):
+        pictures = Pictures(shards, "unseen", domain, config, 0)
+        with torch.inference_mode():
+            parts = [
+                network.embed(plain.to(DEVICE), torch.full((len(plain),), flag, device=DEVICE))
+                for plain, _ in DataLoader(pictures, 256, num_workers=os.cpu_count() or 1)
+            ]
+        features += [torch.cat(parts).float().cpu().numpy(), pictures.labels]
+    for row in evaluate_features(*features):
+        print(f"{row['codes']} {row['protocol']} {row['metric']}: {row['value']:.3f}")
+    print(
+        f"{config.train.epochs} epochs of {per_epoch} steps in {trained - started:.0f} s, rated in "
+        f"{_now() - trained:.0f} s"
+    )
+
+
+def _classes(loaders: Mapping[str, DataLoader[Any]]) -> int:
+    return 1 + max(int(one.dataset.labels.max()) for one in loaders.values())  # type: ignore[attr-defined]
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("shards", type=Path)
+    parser.add_argument("--weights", default="none", help="SE-ResNet-50's; none for random ones")
+    parser.add_argument("--backbone", default="cse_resnet50")
+    parser.add_argument("--px", type=int, default=224)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--train", action="store_true")
+    parsed = parser.parse_args()
+    config = Config().with_settings(
+        {
+            "network.backbone": parsed.backbone,
+            "network.weights": parsed.weights,
+            "data.px": parsed.px,
+            "train.epochs": parsed.epochs,
+        }
+    )
+    pictures = config.data.sketches_per_batch + config.data.photos_per_batch
+    sides = loaders(parsed.shards, config)
+    classes = _classes(sides)
+    one = next(batches(sides))
+
+    plain = plain_step(config, classes, one, "fp32")
+    with FlopCounterMode(display=False) as counter:
+        plain()
+    work, most = counter.get_total_flops(), peak()
+    print(f"{parsed.backbone}, {parsed.px} px, {pictures} x 3 views, torch {torch.__version__}")
+    print(f"{work / 1e12:.2f} TFLOP a step; a matrix product reaches {most / 1e12:.0f} TFLOP/s")
+    print("| | pictures/s | waiting for data | of the matrix product's speed |")
+    print("|---|---|---|---|")
+    for precision in ("fp32", "bf16"):
+        if precision == "bf16":
+            plain = plain_step(config, classes, one, precision)
+        _row(f"plain, {precision}", pictures, seconds_of(plain, parsed.steps), "", work / most)
+    del plain
+    for name, settings in SWITCHES.items():
+        learning = learner(config.with_settings(settings), classes, 10_000)
+        took, waiting = fed(learning, sides, parsed.steps)
+        _row(name, pictures, took, f"{waiting:.3f}", work / most)
+    if parsed.train:
+        train(parsed.shards, config.with_settings(list(SWITCHES.values())[-2]))
+
+
+def _row(name: str, pictures: int, took: float, waiting: str, best: float) -> None:
+    print(f"| {name} | {pictures / took:.0f} | {waiting} | {best / took:.3f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

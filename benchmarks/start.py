@@ -1,0 +1,152 @@
+"""What it costs before work begins: a trial, `--help`, and the memory of a sweep.
+
+    python -m benchmarks.start --work FOLDER
+
+A trial's start is measured within a sweep of the demonstration, from the end of the trial before to
+the first step: the trial's own process, two workers, the network, its weights. Beside it torchrun
+starts two ranks that do the same without Ray.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.memory import memory_watched
+
+TRIALS, REPEATS = 6, 5
+CLASSES = 30
+SPACE = f"""
+parameters:
+  loss.lambda1: {{distribution: loguniform, low: 0.01, high: 1.0}}
+sampler: {{name: random}}
+scheduler: {{name: none}}
+budget: {{trials: {TRIALS}}}
+set: {{train.epochs: 2}}
+"""
+BEGINS = "the first step begins"
+
+
+def in_a_sweep(work: Path) -> tuple[float, float]:
+    """Seconds before a trial's first step, the median, and the sweep's peak memory in GiB."""
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    (work / "space.yaml").write_text(SPACE)
+    run = work / "runs" / "start"
+    command = [sys.executable, "-m", "dsn_ray.tune", "--space", "space.yaml", "--name", "start"]
+    ended, first_epochs = [], []
+    with memory_watched("Pss") as risen:
+        sweep = subprocess.Popen(
+            [*command, "--concurrent", "1"],
+            cwd=work,
+            env={**os.environ, "XDG_CACHE_HOME": str(work.resolve() / "cache")},
+        )
+        while sweep.poll() is None:
+            now = time.perf_counter()
+            ended += [now] * (len(_lines(run / "trials.jsonl")) - len(ended))
+            firsts = [
+                one
+                for one in _lines(run / "epochs.jsonl")
+                if one["epoch"] == 1 and str(one["training"]).startswith("trial")
+            ]
+            for one in firsts[len(first_epochs) :]:
+                first_epochs.append(now - float(one["seconds"]))
+            time.sleep(0.1)
+    if sweep.returncode or len(first_epochs) < TRIALS:
+        raise SystemExit(f"The sweep ended after {len(first_epochs)} trials.")
+    waits = [begun - end for end, begun in zip(ended, first_epochs[1:TRIALS], strict=False)]
+    return statistics.median(waits), risen[0]
+
+
+def by_torchrun() -> float:
+    """Seconds before the first step of two bare ranks, the median."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    waits = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        ranks = subprocess.Popen(
+            [*command, "--module", "benchmarks.start", "--rank"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        if ranks.stdout is None or BEGINS not in (line.strip() for line in ranks.stdout):
+            raise SystemExit("torchrun never came to its first step.")
+        waits.append(time.perf_counter() - started)
+        ranks.stdout.close()
+        ranks.wait()
+    return statistics.median(waits)
+
+
+def rank() -> None:
+    """What one of the bare ranks does; the first says when its first step begins."""
+    import torch
+    from torch import distributed
+    from torch.nn.parallel import DistributedDataParallel
+
+    from dsn_ray.config import DEMONSTRATION, Config
+    from dsn_ray.learner import Learner
+    from dsn_ray.model import build_network, imagenet_weights
+
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo")
+    config = Config().with_settings(DEMONSTRATION)
+    weights = imagenet_weights(config.network.backbone, config.network.weights)
+    network = build_network(config.network, CLASSES, weights)
+    parallel = DistributedDataParallel(network)
+    Learner(network, config, torch.zeros(CLASSES, 1000), 100, parallel)
+    distributed.barrier()
+    if distributed.get_rank() == 0:
+        print(BEGINS, flush=True)
+    distributed.destroy_process_group()
+
+
+def median_seconds(*command: str) -> float:
+    """Of a Python process."""
+    took = []
+    for _ in range(REPEATS + 1):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
+        took.append(time.perf_counter() - started)
+    return statistics.median(took[1:])
+
+
+def _lines(record: Path) -> list[dict[str, float | str]]:
+    if not record.exists():
+        return []
+    whole = record.read_text(encoding="utf-8").rpartition("\n")[0]
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
+    parsed = parser.parse_args()
+    if parsed.rank:
+        rank()
+        return
+    bare = by_torchrun()
+    trial, memory = in_a_sweep(parsed.work)
+    told = median_seconds("-m", "dsn_ray.tune", "--help")
+    least = median_seconds("-c", "import rich, yaml, pydantic")
+    for line in (
+        "| | ours | beside | ratio | aim |",
+        "|---|---|---|---|---|",
+        f"| before a trial's first step | {trial:.1f} s | two bare ranks, {bare:.1f} s | "
+        f"{trial / bare:.2f} | 2 |",
+        f"| `--help` | {told:.2f} s | importing rich, yaml and pydantic, {least:.2f} s | "
+        f"{told / least:.2f} | 1.5 |",
+        f"| memory of a sweep with two workers | {memory:.2f} GiB | | | 4 GiB |",
+    ):
+        print(line)
+
+
+if __name__ == "__main__":
+    main()
