@@ -39,7 +39,8 @@ def in_a_sweep(work: Path) -> tuple[float, float]:
     (work / "space.yaml").write_text(SPACE)
     run = work / "runs" / "start"
     command = [sys.executable, "-m", "dsn_ray.tune", "--space", "space.yaml", "--name", "start"]
-    ended, first_epochs = [], []
+    ended: list[float] = []
+    first_epochs: list[float] = []
     with memory_watched("Pss") as risen:
         sweep = subprocess.Popen(
             [*command, "--concurrent", "1"],
