@@ -64,9 +64,19 @@ def network_of(config: Config, num_classes: int, state: "dict[str, torch.Tensor]
 def open_checkpoint(directory: Path) -> Checkpoint:
     """Reads what a checkpoint folder says of itself.
 
+    Args:
+        directory: the checkpoint, or the folder of a training that kept only one.
+
     Raises:
-        UserError: If it is not a checkpoint of this project.
+        UserError: If it is not a checkpoint of this project, or there are several.
     """
+    kept = sorted(file.parent for file in directory.glob("checkpoint_*/state.pt"))
+    if len(kept) > 1:
+        raise UserError(
+            f"--checkpoint {directory} holds several; choose one of "
+            f"{', '.join(folder.name for folder in kept)}."
+        )
+    directory = kept[0] if kept else directory
     try:
         about = json.loads((directory / "about.json").read_text(encoding="utf-8"))
         if not (directory / "state.pt").is_file():

@@ -1,7 +1,7 @@
 """mAP@all and Prec@100 of a checkpoint on unseen classes, or of features made elsewhere.
 
 Examples:
-    python -m dsn_ray.evaluate --checkpoint runs/NAME/final/openmoji-nature-seed0/CHECKPOINT
+    python -m dsn_ray.evaluate --checkpoint runs/NAME/final/openmoji-nature-seed0
     python -m dsn_ray.evaluate --features features.npz --json rows.json
 """
 
@@ -60,7 +60,7 @@ def run_evaluation(
 
     Example:
         >>> from dsn_ray import run_evaluation
-        >>> run_evaluation("runs/first/final/sketchy-seed0/checkpoint")  # doctest: +SKIP
+        >>> run_evaluation("runs/first/final/sketchy-seed0")  # doctest: +SKIP
     """
     from dsn_ray.room import Shape
 
