@@ -14,9 +14,9 @@ from pathlib import Path
 import optuna
 import yaml
 
+from dsn_ray.config import OBJECTIVE
 from dsn_ray.search import STUDY, make_scheduler, open_journal, tell_epoch
 from dsn_ray.space import Space
-from dsn_ray.worker import OBJECTIVE
 
 
 def main() -> None:

@@ -30,6 +30,7 @@
     figures.py      pictures of what a search finds
     sweeping.py     running it: the search, then the final job
     training.py     one training on Ray Train
+    group.py        the process group of its workers
     shelf.py        data sets in Ray's object store, loaded once for all trainings
     learner.py      one worker's training state and step
     worker.py       what every Ray Train worker runs

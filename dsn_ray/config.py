@@ -16,6 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from dsn_ray.errors import UserError
 
+OBJECTIVE = "mAP"
+"""What a sweep maximises: mAP@all, real-valued, `standard` protocol, on validation classes."""
+SEEN = "seen_binary_mAP"
+"""What `train.keep=best_seen` chooses by: mAP@all, binary, `published`, on the training classes.
+
+The queries are the held-out sketches where the lists hold some out, the gallery training photos.
+"""
+
 
 class Section(BaseModel):
     """A group of settings: unknown keys are errors, values never change after loading."""

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray
 from pyarrow.fs import FileSystem
 from ray import tune
 from ray.train import Checkpoint
@@ -152,8 +153,8 @@ def final_job(
             unseen[at] = load_unseen(shelf.shards[one.dataset], one.config.data.px)
         if not any(row["dataset"] == one.dataset for row in results.untrained):
             console.print(f"{one.dataset}: rating the untrained trunk", soft_wrap=True)
-            weights = shelf.data(one.dataset, one.config).weights
-            rows = evaluate_untrained(one.config, unseen[at], weights, resources)
+            contents = ray.get(shelf.data(one.dataset, one.config).contents)
+            rows = evaluate_untrained(one.config, unseen[at], contents.weights, resources)
             results.untrained += [{**row, "dataset": one.dataset} for row in rows]
             results.save()
     left = [one for one in candidates if not results.has(one)]

@@ -10,8 +10,8 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.util.metrics import Gauge
 
+from dsn_ray.config import OBJECTIVE
 from dsn_ray.record import NameOf
-from dsn_ray.worker import OBJECTIVE
 
 _TAGS = ("run", "dataset", "training")
 _OF_AN_EPOCH = {

@@ -19,8 +19,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from dsn_ray.config import OBJECTIVE
 from dsn_ray.space import describe
-from dsn_ray.worker import OBJECTIVE
 
 State = Literal["running", "finished", "stopped early", "diverged", "failed"]
 _ROWS_SHOWN = 10

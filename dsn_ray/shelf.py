@@ -23,13 +23,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TrainingData:
-    """A data set ready for any number of trainings, its bulk in Ray's object store.
+class Contents:
+    """What a training's workers take of a data set.
 
     Attributes:
-        name: the data set.
-        root: where it was read from, as given; None for the embedded ones.
-        seen_classes: class of each label.
         sketches: of the seen classes.
         photos: of the seen classes, with the teacher's logits unless training asks the teacher.
         heldout: sketches of the seen classes that the official lists keep out of training, for
@@ -38,14 +35,28 @@ class TrainingData:
         weights: the backbone's ImageNet weights; None for random ones.
     """
 
-    name: str
-    root: str | None
-    seen_classes: tuple[str, ...]
     sketches: "Pictures"
     photos: "Pictures"
     heldout: "Pictures | None"
     mask: "NDArray[np.float32]"
     weights: "ray.ObjectRef[ImagenetWeights | None]"
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """A data set ready for any number of trainings, its bulk in Ray's object store.
+
+    Attributes:
+        name: the data set.
+        root: where it was read from, as given; None for the embedded ones.
+        seen_classes: class of each label.
+        contents: the bulk, which is not opened where it is only handed on.
+    """
+
+    name: str
+    root: str | None
+    seen_classes: tuple[str, ...]
+    contents: "ray.ObjectRef[Contents]"
 
 
 def load_training_data(
@@ -85,19 +96,18 @@ def load_training_data(
         if config.train.keep == "best_seen" and shards.counts.get("heldout/sketch"):
             heldout = load_pictures(shards, "heldout", "sketch", config.data.px)
 
-        data = TrainingData(
-            name=shards.name,
-            root=root,
-            seen_classes=shards.seen_classes,
+        mask = mask_rows(shards.semantics, shards.seen_classes, mask_file)
+        contents = Contents(
             sketches=pictures("sketch", stored and config.loss.distilled == "all"),
             photos=pictures("photo", stored),
             heldout=heldout,
-            mask=mask_rows(shards.semantics, shards.seen_classes, mask_file),
+            mask=mask,
             weights=ray.put(weights),
         )
+        data = TrainingData(shards.name, root, shards.seen_classes, ray.put(contents))
     note = ""
-    if without := int((~data.mask.any(axis=1)).sum()):
-        note = f"; the semantic mask of {without} of {len(data.mask)} seen classes is empty"
+    if without := int((~mask.any(axis=1)).sum()):
+        note = f"; the semantic mask of {without} of {len(mask)} seen classes is empty"
     console.print(f"{shards}{note} ({time.monotonic() - started:.0f} s)", soft_wrap=True)
     return shards, data
 

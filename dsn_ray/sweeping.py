@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsn_ray import cli
-from dsn_ray.config import DEMONSTRATION, Config, Place, recipe_settings
+from dsn_ray.config import DEMONSTRATION, OBJECTIVE, Config, Place, recipe_settings
 from dsn_ray.errors import UserError
 from dsn_ray.runs import Run, resumable, run_folder, save_settings
 from dsn_ray.space import Space, describe
@@ -202,7 +202,6 @@ def _search(
     from dsn_ray.record import EPOCHS, EpochLog, name_of_trial
     from dsn_ray.search import StudySearcher, best_setting, make_scheduler, remind
     from dsn_ray.trials import Retention, folder_of, run_trials
-    from dsn_ray.worker import OBJECTIVE
 
     epochs, seed = sweep.config.train.epochs, sweep.config.train.seed
     searcher = StudySearcher(study, sweep.space, sweep.trials, OBJECTIVE, epochs, room, seed)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsn_ray import cli
-from dsn_ray.config import Config
+from dsn_ray.config import SEEN, Config
 from dsn_ray.errors import UserError
 from dsn_ray.runs import Run, resumable, run_folder, save_settings
 
@@ -61,13 +61,13 @@ def fit(
         UserError: If the batch cannot be shared among the workers, or too few classes are left.
     """
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    from dsn_ray.worker import SEEN, training_loop
+    from dsn_ray.group import ProcessGroup
 
     check_fits(config, data.seen_classes, resources.workers, validate=validate)
-    trainer = TorchTrainer(
-        training_loop,
+    trainer = DataParallelTrainer(
+        _loop,
         train_loop_config={
             "config": config.model_dump(),
             "data": data,
@@ -77,7 +77,7 @@ def fit(
             "patience": resources.patience,
         },
         # NCCL refuses two workers on one GPU.
-        torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker >= 1 else "gloo"),
+        backend_config=ProcessGroup("nccl" if resources.gpus_per_worker >= 1 else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=resources.workers,
             use_gpu=resources.gpus_per_worker > 0,
@@ -106,14 +106,19 @@ def fit(
             signal.signal(signal.SIGINT, before)
 
 
+def _loop(job: dict[str, Any]) -> None:
+    """What a worker runs; torch is imported there alone."""
+    from dsn_ray.worker import training_loop
+
+    training_loop(job)
+
+
 def kept_checkpoint(result: "ray.train.Result", config: Config) -> "ray.train.Checkpoint":
     """The checkpoint of the epoch that counts, as `train.keep` says.
 
     Raises:
         UserError: If the training has diverged.
     """
-    from dsn_ray.worker import SEEN
-
     metrics = result.metrics or {}
     if not math.isfinite(metrics.get("loss_total", 0.0)):
         raise UserError(
@@ -235,7 +240,7 @@ def run_training(
 
     Example:
         >>> from dsn_ray import run_training
-        >>> from dsn_ray.config import Config
+        >>> from dsn_ray.config import SEEN, Config
         >>> config = Config().with_settings({"loss.lambda1": 0.2})
         >>> run_training(config, ("sketchy", "Sketchy"), workers=1)  # doctest: +SKIP
     """

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from dsn_ray.config import Config
+from dsn_ray.config import OBJECTIVE, SEEN, Config
 from dsn_ray.data.batch import AUGMENTED_VIEWS, Batch
 from dsn_ray.data.catalog import validation_classes
 from dsn_ray.data.pictures import PictureTable, plain_batches, reading_order, rows_of_classes
@@ -27,13 +27,6 @@ from dsn_ray.model import DsnNetwork, Teacher, build_network
 from dsn_ray.model.norm import average_running_statistics, synchronise_batch_norm
 from dsn_ray.retrieval import evaluate_features
 
-OBJECTIVE = "mAP"
-"""What a sweep maximises: mAP@all, real-valued, `standard` protocol, on validation classes."""
-SEEN = "seen_binary_mAP"
-"""What `train.keep=best_seen` chooses by: mAP@all, binary, `published`, on the training classes.
-
-The queries are the held-out sketches where the lists hold some out, the gallery training photos.
-"""
 _STDERR = 2
 _SEEN_PICTURES = 14_400  # of each domain, as many as the released code draws
 
@@ -75,6 +68,7 @@ class Watch:
 def _train(job: dict[str, Any], watch: Watch) -> None:
     torch.set_num_threads(job["threads"])
     config, data = Config.model_validate(job["config"]), job["data"]
+    contents = ray.get(data.contents)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
 
@@ -86,7 +80,7 @@ def _train(job: dict[str, Any], watch: Watch) -> None:
     label_of = {name: label for label, name in enumerate(data.seen_classes)}
     classes = np.array([label_of[name] for name in data.seen_classes if name not in held_out])
     held_out_labels = np.array([label_of[name] for name in held_out], dtype=int)
-    pictures = {"sketch": data.sketches, "photo": data.photos}
+    pictures = {"sketch": contents.sketches, "photo": contents.photos}
     tables = {domain: one.table() for domain, one in pictures.items()}
     sketches, photos = tables["sketch"], tables["photo"]
     augmented = AUGMENTED_VIEWS if config.loss.lambda1 else 0
@@ -94,7 +88,7 @@ def _train(job: dict[str, Any], watch: Watch) -> None:
     if job["decoders"]:
         views = (config.augment, augmented, config.train.seed)
         decoders = Decoders(job["decoders"], pictures, tables, *views)
-    queries = sketches if data.heldout is None else data.heldout.table()
+    queries = sketches if contents.heldout is None else contents.heldout.table()
     stream = PairStream(
         sketches,
         photos,
@@ -113,7 +107,7 @@ def _train(job: dict[str, Any], watch: Watch) -> None:
     )
 
     torch.manual_seed(config.train.seed)
-    network = build_network(config.network, len(classes), ray.get(data.weights))
+    network = build_network(config.network, len(classes), ray.get(contents.weights))
     device = ray.train.torch.get_device()
     joint_statistics = config.network.bn_statistics == "joint"
     if world > 1 and joint_statistics:
@@ -124,10 +118,10 @@ def _train(job: dict[str, Any], watch: Watch) -> None:
     learner = Learner(
         network,
         config,
-        torch.from_numpy(data.mask[classes]),
+        torch.from_numpy(contents.mask[classes]),
         stream.steps * config.train.epochs,
         parallel,
-        Teacher.from_config(config.network, ray.get(data.weights))
+        Teacher.from_config(config.network, ray.get(contents.weights))
         if config.data.teacher_sees == "first_view"
         else None,
     )

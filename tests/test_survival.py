@@ -147,6 +147,11 @@ def test_a_sweep_from_start_to_table_while_its_machines_die(
     run = tmp_path / "runs" / "s"
     with running(tmp_path, "tune", *asked) as sweep:
         sweep.wait_for("trial 2/2 epoch 1/")
+        for waits in ("TrainController", "TrainStateActor", "ImplicitFunc"):
+            found = processes_with(nodes.mark, waits)
+            assert found, waits
+            for process in found:  # none of them needs torch, which takes time and memory
+                assert "libtorch" not in Path(f"/proc/{process}/maps").read_text()
         os.kill(nodes.workers[0], signal.SIGKILL)
         sweep.wait_for("trial 2/2 epoch 2/")
         nodes.lose_one()
