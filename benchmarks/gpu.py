@@ -4,12 +4,14 @@
 
 SHARDS is a folder that `python -m dsn_ray.prepare` made. Ray is not needed: torch, pyarrow, Pillow,
 pydantic, PyYAML and threadpoolctl are. The plain steps are the same network, losses and optimiser
-on one batch that lies on the device. With `--train` the whole training follows, and the unseen
+on one batch that lies on the device; the teacher's logits are zeros there, which cost a step the
+same. With `--train` the whole training follows, its teacher asked in each step, and the unseen
 classes are rated.
 """
 
 import argparse
 import itertools
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,15 +21,15 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsn_ray.config import Config
-from dsn_ray.data.batch import AUGMENTED_VIEWS, Batch
-from dsn_ray.data.views import decode, random_views
+from dsn_ray.data.batch import AUGMENTED_VIEWS, Batch, Draws
+from dsn_ray.data.semantics import mask_rows
+from dsn_ray.data.views import decode, draw_views, random_views
 from dsn_ray.learner import Learner
-from dsn_ray.model import build_network
+from dsn_ray.model import Teacher, build_network
 from dsn_ray.objective import (
     LossTerms,
     MemoryBank,
@@ -48,12 +50,17 @@ SWITCHES: dict[str, dict[str, Any]] = {
         "speed.fused_adam": True,
         "speed.compile": True,
     },
+    "bf16, fused Adam, views on the device": {
+        "speed.precision": "bf16",
+        "speed.fused_adam": True,
+        "speed.augment_on_device": True,
+    },
 }
 DOMAINS = ("sketch", "photo")
 
 
-class Pictures(Dataset[tuple[Tensor, int]]):
-    """The pictures of a split and domain, each to its views and label."""
+class Pictures(Dataset[tuple[Any, ...]]):
+    """The pictures of a split and domain, each to its label, views, and what is drawn for more."""
 
     def __init__(self, shards: Path, split: str, domain: str, config: Config, views: int) -> None:
         folder = shards / f"split={split}" / f"domain={domain}"
@@ -65,19 +72,16 @@ class Pictures(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
         pixels = decode(self._encoded[index].as_py(), self._config.data.px)
-        label = int(self.labels[index])
+        label, augment = int(self.labels[index]), self._config.augment
         if not self._views:
-            return torch.from_numpy(pixels), label
-        views = random_views(
-            pixels,
-            self._is_sketch,
-            np.random.default_rng(torch.initial_seed() % 2**32 + index),
-            self._config.augment,
-            self._views,
-        )
-        return torch.from_numpy(views), label
+            return label, torch.from_numpy(pixels)
+        chance = np.random.default_rng(torch.initial_seed() % 2**32 + index)
+        if self._config.speed.augment_on_device:
+            return label, torch.from_numpy(pixels[None]), *draw_views(chance, augment, self._views)
+        views = random_views(pixels, self._is_sketch, chance, augment, self._views)
+        return label, torch.from_numpy(views)
 
 
 def loaders(shards: Path, config: Config) -> dict[str, DataLoader[Any]]:
@@ -99,15 +103,21 @@ def loaders(shards: Path, config: Config) -> dict[str, DataLoader[Any]]:
 
 def batches(loaders: Mapping[str, DataLoader[Any]]) -> Iterator[Batch]:
     """One epoch; the teacher's logits are zeros, which cost the step the same."""
-    for (sketches, theirs), (photos, its) in zip(*loaders.values(), strict=False):
-        yield Batch(sketches, theirs, photos, its, torch.zeros(len(photos), 1000))
+    for (theirs, sketches, *drawn), (its, photos, *of_photos) in zip(
+        *loaders.values(), strict=False
+    ):
+        draws = [Draws(*one) if one else None for one in (drawn, of_photos)]
+        yield Batch(sketches, theirs, photos, its, torch.zeros(len(photos), 1000), *draws)
 
 
-def learner(config: Config, classes: int, steps: int) -> Learner:
-    """A new one on the device."""
+def learner(config: Config, classes: int, steps: int, mask: torch.Tensor | None = None) -> Learner:
+    """A new one on the device; one with a mask asks the teacher in each step."""
     torch.manual_seed(config.train.seed)
     network = build_network(config.network, classes).to(DEVICE)
-    return Learner(network, config, torch.zeros(classes, 1000), steps)
+    if mask is None:
+        return Learner(network, config, torch.zeros(classes, 1000), steps)
+    teacher = Teacher.from_config(config.network)
+    return Learner(network, config, mask, steps, teacher=teacher)
 
 
 def plain_step(config: Config, classes: int, batch: Batch, precision: str) -> Callable[[], None]:
@@ -115,7 +125,8 @@ def plain_step(config: Config, classes: int, batch: Batch, precision: str) -> Ca
     network = build_network(config.network, classes).to(DEVICE).train()
     bank = MemoryBank(classes, config.memory.k, network.backbone.dim).to(DEVICE)
     optimizer = torch.optim.Adam(network.parameters(), 1e-4, weight_decay=5e-4)
-    sketches, theirs, photos, its, logits = (part.to(DEVICE) for part in batch if part is not None)
+    sketches, theirs, photos, its = (part.to(DEVICE) for part in batch[:4])
+    logits = torch.zeros(len(its), 1000, device=DEVICE)
     views = torch.cat([sketches, photos]).transpose(0, 1).flatten(0, 1)
     labels = torch.cat([theirs, its])
     is_photo = torch.cat([torch.zeros_like(theirs), torch.ones_like(its)]).repeat(3)
@@ -186,10 +197,12 @@ def train(shards: Path, config: Config) -> None:
     seen = loaders(shards, config)
     classes = _classes(seen)
     per_epoch = min(map(len, seen.values()))
-    learning = learner(config, classes, config.train.epochs * per_epoch)
+    about = json.loads((shards / "manifest.json").read_text(encoding="utf-8"))
+    mask = torch.from_numpy(mask_rows(about["semantics"], about["seen_classes"]))
+    learning = learner(config, classes, config.train.epochs * per_epoch, mask)
     for _ in range(config.train.epochs):
         for batch in batches(seen):
-            learning.step(batch)
+            learning.step(batch._replace(teacher_logits=None))
     trained = _now()
     features: list[Any] = []
     network = learning.network.eval()
@@ -198,7 +211,7 @@ def train(shards: Path, config: Config) -> None:
         with torch.inference_mode():
             parts = [
                 network.embed(plain.to(DEVICE), torch.full((len(plain),), flag, device=DEVICE))
-                for plain, _ in DataLoader(pictures, 256, num_workers=os.cpu_count() or 1)
+                for _, plain in DataLoader(pictures, 256, num_workers=os.cpu_count() or 1)
             ]
         features += [torch.cat(parts).float().cpu().numpy(), pictures.labels]
     for row in evaluate_features(*features):
@@ -250,12 +263,14 @@ def main() -> None:
             plain = plain_step(config, classes, one, precision)
         _row(f"plain, {precision}", pictures, seconds_of(plain, parsed.steps), "", work / most)
     del plain
+    del sides
     for name, settings in SWITCHES.items():
-        learning = learner(config.with_settings(settings), classes, 10_000)
-        took, waiting = fed(learning, sides, parsed.steps)
+        switched = config.with_settings(settings)
+        learning = learner(switched, classes, 10_000)
+        took, waiting = fed(learning, loaders(parsed.shards, switched), parsed.steps)
         _row(name, pictures, took, f"{waiting:.3f}", work / most)
     if parsed.train:
-        train(parsed.shards, config.with_settings(list(SWITCHES.values())[-2]))
+        train(parsed.shards, config.with_settings(SWITCHES["bf16, fused Adam"]))
 
 
 def _row(name: str, pictures: int, took: float, waiting: str, best: float) -> None:

@@ -194,6 +194,8 @@ class SpeedConfig(Section):
     """One kernel for the optimiser's step instead of several per weight."""
     compile: bool = False
     """The network through torch.compile, which takes a minute or more before the first step."""
+    augment_on_device: bool = False
+    """The views of a batch are made where it trains; a worker's CPUs decode only."""
 
 
 class Config(Section):

@@ -12,7 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dsn_ray.config import Config
-from dsn_ray.data.batch import Batch
+from dsn_ray.data.batch import Batch, Draws
+from dsn_ray.data.device_views import views_on_device
 from dsn_ray.model.network import DsnNetwork, NetworkOutput
 from dsn_ray.model.teacher import Teacher
 from dsn_ray.objective import (
@@ -117,10 +118,8 @@ class Learner:
         contrastive and the memory loss see the gathered batch. Without augmented views the
         contrastive loss is 0.
         """
-        sketches, photos = (
-            views.to(self._device, non_blocking=True)
-            for views in (batch.sketch_views, batch.photo_views)
-        )
+        sketches = self._views(batch.sketch_views, batch.sketch_draws, True)
+        photos = self._views(batch.photo_views, batch.photo_draws, False)
         sketch_labels, photo_labels = (
             values.to(self._device, non_blocking=True)
             for values in (batch.sketch_labels, batch.photo_labels)
@@ -156,6 +155,13 @@ class Learner:
                 config.loss.mask_weight,
             ),
         )
+
+    def _views(self, views: Tensor, draws: Draws | None, is_sketch: bool) -> Tensor:
+        """A domain's views on the device, made there where the batch brings what was drawn."""
+        views = views.to(self._device, non_blocking=True)
+        if draws is None:
+            return views
+        return views_on_device(views[:, 0], is_sketch, draws, self._config.augment)
 
     def _outputs(self, views: Tensor, is_photo: Tensor, first: int) -> NetworkOutput:
         """The network's outputs, in fp32 where it works in bf16."""

@@ -86,7 +86,8 @@ def _train(job: dict[str, Any], watch: Watch) -> None:
     augmented = AUGMENTED_VIEWS if config.loss.lambda1 else 0
     decoders = None
     if job["decoders"]:
-        views = (config.augment, augmented, config.train.seed)
+        augment = None if config.speed.augment_on_device else config.augment
+        views = (augment, augmented, config.train.seed)
         decoders = Decoders(job["decoders"], pictures, tables, *views)
     queries = sketches if contents.heldout is None else contents.heldout.table()
     stream = PairStream(
@@ -103,6 +104,8 @@ def _train(job: dict[str, Any], watch: Watch) -> None:
         rank=rank,
         world=world,
         decoders=decoders,
+        on_device=config.speed.augment_on_device,
+        pinned=torch.cuda.is_available(),
         name=f"{context.get_experiment_name()}-worker{rank}",
     )
 

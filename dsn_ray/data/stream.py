@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from dsn_ray.config import AugmentConfig
-from dsn_ray.data.batch import Batch
+from dsn_ray.data.batch import Batch, Draws
 from dsn_ray.data.pictures import Pictures, PictureTable, reading_order, rows_of_classes
-from dsn_ray.data.views import random_views
+from dsn_ray.data.views import draw_views, random_views
 
 _PREFETCHED_STEPS = 2
 
@@ -90,7 +90,7 @@ class ViewMaker:
     def __init__(
         self,
         tables: Mapping[str, PictureTable | Pictures],
-        augment: AugmentConfig,
+        augment: AugmentConfig | None,
         augmented: int,
         seed: int,
     ) -> None:
@@ -98,7 +98,7 @@ class ViewMaker:
 
         Args:
             tables: by domain.
-            augment: the random views.
+            augment: the random views; None gives the pictures as they are instead.
             augmented: views of each picture beside the first.
             seed: of the training.
         """
@@ -110,25 +110,28 @@ class ViewMaker:
 
     def views(self, step: Mapping[str, Drawn], epoch: int) -> dict[str, NDArray[np.uint8]]:
         """The views of each domain's pictures, uint8 `[n, V views, 3, px, px]`."""
-        return {
-            domain: np.stack(
-                [
-                    random_views(
-                        self._tables[domain].pixels(row),
-                        domain == "sketch",
-                        self._random(domain, epoch, passage, row),
-                        self._augment,
-                        self._augmented,
-                    )
-                    for row, passage in zip(*drawn, strict=True)
-                ]
-            )
-            for domain, drawn in step.items()
-        }
+        return {domain: self._views(domain, drawn, epoch) for domain, drawn in step.items()}
 
-    def _random(self, domain: str, epoch: int, passage: int, row: int) -> np.random.Generator:
-        picture = int(self._tables[domain].ids[row])
-        return np.random.default_rng((self._seed, epoch, int(passage), picture))
+    def _views(self, domain: str, drawn: Drawn, epoch: int) -> NDArray[np.uint8]:
+        table = self._tables[domain]
+        pictures = map(table.pixels, drawn.rows)
+        if self._augment is None:
+            return np.stack(list(pictures))[:, None]
+        chances = chances_of(table, drawn, self._seed, epoch)
+        return np.stack(
+            [
+                random_views(picture, domain == "sketch", chance, self._augment, self._augmented)
+                for picture, chance in zip(pictures, chances, strict=True)
+            ]
+        )
+
+
+def chances_of(
+    table: PictureTable, drawn: Drawn, seed: int, epoch: int
+) -> Iterator[np.random.Generator]:
+    """What decides the views of each picture of a step."""
+    for row, passage in zip(*drawn, strict=True):
+        yield np.random.default_rng((seed, epoch, int(passage), int(table.ids[row])))
 
 
 class Decoders:
@@ -142,7 +145,7 @@ class Decoders:
         count: int,
         pictures: Mapping[str, Pictures],
         tables: Mapping[str, PictureTable],
-        augment: AugmentConfig,
+        augment: AugmentConfig | None,
         augmented: int,
         seed: int,
     ) -> None:
@@ -209,6 +212,8 @@ class PairStream:
         rank: int = 0,
         world: int = 1,
         decoders: Decoders | None = None,
+        on_device: bool = False,
+        pinned: bool = False,
         name: str = "pairs",
     ) -> None:
         """Plans for one of `world` workers.
@@ -227,6 +232,9 @@ class PairStream:
             rank: this worker.
             world: the number of workers.
             decoders: make the views, from the same pictures; None for this process's threads.
+            on_device: batches bring pictures, and what chance has drawn for their views; decoders
+                have no `augment` then.
+            pinned: batches lie in memory that a GPU copies from by itself.
             name: of its Datasets in Ray's dashboard.
         """
         self._name = name
@@ -245,7 +253,11 @@ class PairStream:
         full_batches = [len(self._pools[d]) // self._per_batch[d] for d in self._tables]
         self.steps = max(1, min(full_batches) if epoch_ends == "shorter" else max(full_batches))
         self._seed, self._rank, self._world = seed, rank, world
-        self._maker = decoders or ViewMaker(self._tables, augment, augmented, seed)
+        self._augment, self._augmented, self._on_device = augment, augmented, on_device
+        self._pinned = pinned
+        self._maker = decoders or ViewMaker(
+            self._tables, None if on_device else augment, augmented, seed
+        )
         self._ahead = _PREFETCHED_STEPS + len(decoders or ())
 
     def epoch(self, number: int) -> Iterator[Batch]:
@@ -272,9 +284,14 @@ class PairStream:
                 labels = self._training_label[self._tables[domain].labels[step[domain].rows]]
                 made[f"{domain}_views"] = torch.from_numpy(views)
                 made[f"{domain}_labels"] = torch.from_numpy(labels)
+                if self._on_device:
+                    draws = self._draws(domain, step[domain], number)
+                    made.update({f"{domain}_{name}": one for name, one in draws.items()})
             judged = [t.teacher(step[d].rows) for d, t in self._tables.items() if t.is_judged]
             if judged:
                 made["teacher_logits"] = torch.cat(judged)
+            if self._pinned:
+                made = {name: values.pin_memory() for name, values in made.items()}
             return made
 
         # from_items starts no task, which would wait for ever where the workers hold every CPU.
@@ -286,4 +303,16 @@ class PairStream:
             collate_fn=collate,
             prefetch_batches=self._ahead,
         ):
-            yield Batch(**{"teacher_logits": None, **batch})
+            draws = {
+                f"{domain}_draws": Draws(*(batch.pop(f"{domain}_{name}") for name in Draws._fields))
+                for domain in self._tables
+                if self._on_device
+            }
+            yield Batch(**{"teacher_logits": None, **batch, **draws})
+
+    def _draws(self, domain: str, drawn: Drawn, epoch: int) -> dict[str, torch.Tensor]:
+        """The fields of `Draws`."""
+        chances = chances_of(self._tables[domain], drawn, self._seed, epoch)
+        each = [draw_views(chance, self._augment, self._augmented) for chance in chances]
+        fields = zip(Draws._fields, zip(*each, strict=True), strict=True)
+        return {name: torch.from_numpy(np.stack(values)) for name, values in fields}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -52,6 +52,68 @@ def decode(encoded: bytes, px: int) -> Pixels:
     return resized[0].contiguous().numpy()
 
 
+class Draw(NamedTuple):
+    """What chance decides of one picture's A augmentations, or of n pictures' (one axis more)."""
+
+    flip: NDArray[np.bool_]
+    """`[]` the shared move mirrors"""
+    warp: NDArray[np.bool_]
+    """`[]` the shared move scales, rotates or shifts"""
+    theta: NDArray[np.float32]
+    """`[2, 3]` from places in the moved picture to places in the picture, in half widths"""
+    view_flip: NDArray[np.bool_]
+    """`[A]` an augmentation mirrors"""
+    jitter: NDArray[np.bool_]
+    """`[A]` it changes colours"""
+    grey: NDArray[np.bool_]
+    """`[A]` it takes them away"""
+    amounts: NDArray[np.float64]
+    """`[A, 4]` of brightness, contrast, saturation and hue"""
+    order: NDArray[np.int64]
+    """`[A, 4]` in which these change"""
+
+
+def draw_views(rng: np.random.Generator, config: AugmentConfig, augmented: int = 2) -> Draw:
+    """Draws the views of one picture; equal generators give equal draws."""
+    flip = warp = False
+    theta = np.eye(2, 3, dtype=np.float32)
+    if rng.random() < config.shared:
+        chances = [config.flip, config.scale, config.rotate, config.shift]
+        flip, scale, rotate, shift = rng.random(4) < chances
+        if warp := bool(scale or rotate or shift):
+            theta = _drawn_move(rng, config, scale, rotate, shift)
+    chosen = np.zeros((augmented, 3), bool)
+    amounts = np.zeros((augmented, 4))
+    order = np.tile(np.arange(4), (augmented, 1))
+    spread = np.array([config.brightness, config.contrast, config.saturation, config.hue])
+    for view in range(augmented):
+        chosen[view] = rng.random(3) < [config.view_flip, config.jitter, config.grey]
+        if chosen[view, 1]:
+            amounts[view] = rng.uniform(-spread, spread)
+            order[view] = rng.permutation(4)
+    view_flip, jitter, grey = chosen.T
+    return Draw(np.array(flip), np.array(warp), theta, view_flip, jitter, grey, amounts, order)
+
+
+def _drawn_move(
+    rng: np.random.Generator, config: AugmentConfig, scale: bool, rotate: bool, shift: bool
+) -> NDArray[np.float32]:
+    factors = rng.uniform(*config.scale_range, size=2) if scale else np.ones(2)
+    angle = math.radians(rng.uniform(-config.degrees, config.degrees)) if rotate else 0.0
+    # In half widths, the unit of grid_sample: the middle is at (0, 0), the upper left at (-1, -1).
+    offset = rng.uniform(-1, 1, size=2) * config.shift_px / 112 if shift else np.zeros(2)
+    fixed = np.full(2, -1.0 if config.centre == "corner" else 0.0)
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    back = np.linalg.inv(turn * factors)
+    return np.column_stack([back, fixed - back @ (fixed + offset)]).astype(np.float32)
+
+
+def beyond_the_picture(is_sketch: bool, config: AugmentConfig) -> tuple[float, str]:
+    """What a shared move brings in: a colour, and grid_sample's name for what is taken."""
+    natural = config.fill == "natural"
+    return 255.0 * (natural and is_sketch), "border" if natural and not is_sketch else "zeros"
+
+
 def random_views(
     picture: Pixels,
     is_sketch: bool,
@@ -71,34 +133,16 @@ def random_views(
     Returns:
         uint8 [1 + augmented, 3, px, px]: the picture after the shared move, then its augmentations.
     """
-    if rng.random() < config.shared:
-        picture = _moved(picture, is_sketch, rng, config)
-    return np.stack([picture, *(_augmented(picture, rng, config) for _ in range(augmented))])
-
-
-def _moved(
-    picture: Pixels, is_sketch: bool, rng: np.random.Generator, config: AugmentConfig
-) -> Pixels:
-    """Mirrors, scales, rotates and shifts in this order, each by chance."""
-    chances = [config.flip, config.scale, config.rotate, config.shift]
-    flip, scale, rotate, shift = rng.random(4) < chances
-    if flip:
+    draw = draw_views(rng, config, augmented)
+    if draw.flip:
         picture = picture[:, :, ::-1]
-    if not (scale or rotate or shift):
-        return picture
-    factors = rng.uniform(*config.scale_range, size=2) if scale else np.ones(2)
-    angle = math.radians(rng.uniform(-config.degrees, config.degrees)) if rotate else 0.0
-    # In half widths, the unit of grid_sample: the middle is at (0, 0), the upper left at (-1, -1).
-    offset = rng.uniform(-1, 1, size=2) * config.shift_px / 112 if shift else np.zeros(2)
-    fixed = np.full(2, -1.0 if config.centre == "corner" else 0.0)
-    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    back = np.linalg.inv(turn * factors)
-    theta = np.column_stack([back, fixed - back @ (fixed + offset)]).astype(np.float32)
+    if draw.warp:
+        picture = _warped(picture, draw.theta, *beyond_the_picture(is_sketch, config))
+    return np.stack([picture, *(_augmented(picture, draw, view) for view in range(augmented))])
 
-    natural = config.fill == "natural"
-    beyond = 255.0 if natural and is_sketch else 0.0
-    padding = "border" if natural and not is_sketch else "zeros"
-    colours = torch.from_numpy(picture.astype(np.float32) - beyond)
+
+def _warped(picture: Pixels, theta: NDArray[np.float32], beyond: float, padding: str) -> Pixels:
+    colours = torch.from_numpy(picture.astype(np.float32) - np.float32(beyond))
     # affine_grid gives the same grid, but takes twice as long as the sampling itself.
     middles = (np.arange(0.5, picture.shape[1], dtype=np.float32) * 2 / picture.shape[1]) - 1
     planes = np.stack([np.add.outer(y * middles + at, x * middles) for x, y, at in theta])
@@ -109,20 +153,17 @@ def _moved(
     return _rounded((warped[0] + beyond).numpy())
 
 
-def _augmented(picture: Pixels, rng: np.random.Generator, config: AugmentConfig) -> Pixels:
-    """Mirrors, changes the colours and takes them away, each by chance."""
-    flip, jitter, grey = rng.random(3) < [config.view_flip, config.jitter, config.grey]
-    if flip:
+def _augmented(picture: Pixels, draw: Draw, view: int) -> Pixels:
+    """Mirrors, changes the colours and takes them away, as drawn."""
+    if draw.view_flip[view]:
         picture = picture[:, :, ::-1]
-    if not (jitter or grey):
+    if not (draw.jitter[view] or draw.grey[view]):
         return picture
     colours = picture.reshape(3, -1).astype(np.float32)
-    if jitter:
-        spread = np.array([config.brightness, config.contrast, config.saturation, config.hue])
-        amounts = rng.uniform(-spread, spread)
-        for step in rng.permutation(4):
-            colours = JITTERS[step](colours, float(amounts[step]))
-    if grey:
+    if draw.jitter[view]:
+        for step in draw.order[view]:
+            colours = JITTERS[step](colours, float(draw.amounts[view, step]))
+    if draw.grey[view]:
         colours = np.broadcast_to(LUMA @ colours, colours.shape)
     return _rounded(colours).reshape(picture.shape)
 

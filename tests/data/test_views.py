@@ -13,8 +13,10 @@ from torchvision.transforms.v2 import functional as reference
 
 from dsn_ray.config import AugmentConfig
 from dsn_ray.data import decoding, views
+from dsn_ray.data.batch import Draws
 from dsn_ray.data.decoding import UndecodablePicture
-from dsn_ray.data.views import decode, random_views
+from dsn_ray.data.device_views import views_on_device
+from dsn_ray.data.views import decode, draw_views, random_views
 
 
 def replace(config: AugmentConfig, **changes) -> AugmentConfig:
@@ -319,3 +321,22 @@ def test_real_pictures_decode_at_every_size(px):
         expected = reference.resize(torch.from_numpy(full), [px, px], antialias=True).numpy()
         reduced = decode(path.read_bytes(), px).astype(int)
         assert np.abs(reduced - expected).mean() < 6
+
+
+@pytest.mark.parametrize("is_sketch", [True, False])
+@pytest.mark.parametrize("changes", [{}, {"centre": "corner", "fill": "black"}, {"grey": 1}])
+def test_a_batch_on_the_device_gets_the_same_views_but_for_rounding(is_sketch, changes):
+    config = replace(AugmentConfig(), **changes)
+    grain = np.random.default_rng(0).normal(0, 1.5, (40, 3, 48, 48))
+    pictures = np.clip(np.cumsum(np.cumsum(grain, -1), -2) + 128, 0, 255).astype(np.uint8)
+    expected = np.stack(
+        [random_views(one, is_sketch, rng(seed), config) for seed, one in enumerate(pictures)]
+    )
+    draws = [draw_views(rng(seed), config) for seed in range(len(pictures))]
+    together = Draws(*(torch.from_numpy(np.stack(one)) for one in zip(*draws, strict=True)))
+    found = views_on_device(torch.from_numpy(pictures), is_sketch, together, config).numpy()
+    apart = np.abs(found.astype(int) - expected)
+    assert apart.max() <= 1
+    assert (apart > 0).mean() < 1e-3
+    for view in (1, 2):
+        assert (found[:, view] != found[:, 0]).any(axis=(1, 2, 3)).mean() > 0.5
