@@ -3,15 +3,18 @@
     python -m benchmarks.step SKETCHY_ROOT --work FOLDER
 
 The bare loop has the same network, losses and augmentation, feeds itself from decoded pictures in
-memory by torch's DataLoader (the better of no and two worker processes), and knows nothing of Ray.
-All run one after another on the same cores, the bare loop before and after ours, with
-EfficientNet-Lite0 at 112 px.
+memory by torch's DataLoader (the better of no and two worker processes), and knows nothing of Ray;
+it has a process of its own, as people start it. All run one after another on the same cores, the
+bare loop before and after ours, with EfficientNet-Lite0 at 112 px. Steps with and without a teacher
+take turns in one process.
 """
 
 import argparse
 import json
 import shutil
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +33,7 @@ from dsn_ray.data.batch import AUGMENTED_VIEWS, Batch
 from dsn_ray.data.catalog import open_source
 from dsn_ray.data.views import decode, random_views
 from dsn_ray.learner import Learner
-from dsn_ray.model import build_network, imagenet_weights
+from dsn_ray.model import Teacher, build_network, imagenet_weights
 from dsn_ray.objective import MemoryBank
 
 SKETCHES, PHOTOS, PX, CLASSES = 16, 32, 112, 100
@@ -75,11 +78,20 @@ class InMemory(Dataset[tuple[Tensor, int]]):
         return torch.from_numpy(views), index % CLASSES
 
 
-def learner() -> Learner:
+def learner(teacher: Teacher | None = None) -> Learner:
     """A new one with ImageNet's weights."""
     config = Config().with_settings(SETTINGS)
     network = build_network(config.network, CLASSES, imagenet_weights("efficientnet_lite0"))
-    return Learner(network, config, torch.zeros(CLASSES, 1000), 1000)
+    return Learner(network, config, torch.zeros(CLASSES, 1000), 1000, teacher=teacher)
+
+
+def a_batch(views: int) -> Batch:
+    """Noise."""
+    torch.manual_seed(0)
+    sizes = (SKETCHES, PHOTOS)
+    pictures = [torch.randint(0, 256, (n, views, 3, PX, PX), dtype=torch.uint8) for n in sizes]
+    labels = [torch.randint(0, CLASSES, (n,)) for n in sizes]
+    return Batch(pictures[0], labels[0], pictures[1], labels[1], torch.zeros(PHOTOS, 1000))
 
 
 def bare(root: Path) -> float:
@@ -119,13 +131,7 @@ def median_of(work: Callable[[], object], repeats: int = 15) -> float:
 
 def share_of_losses() -> float:
     """The losses, the bank and their gradients up to the network's outputs, of a whole step."""
-    torch.manual_seed(0)
-    views = [
-        torch.randint(0, 256, (n, 3, 3, PX, PX), dtype=torch.uint8) for n in (SKETCHES, PHOTOS)
-    ]
-    labels = [torch.randint(0, CLASSES, (n,)) for n in (SKETCHES, PHOTOS)]
-    batch = Batch(views[0], labels[0], views[1], labels[1], torch.zeros(PHOTOS, 1000))
-    learning = learner()
+    batch, learning = a_batch(1 + AUGMENTED_VIEWS), learner()
     whole = median_of(lambda: learning.step(batch), 7)
     kept: list[Any] = []
     forward = learning._forward
@@ -139,6 +145,19 @@ def share_of_losses() -> float:
     leaves = type(kept[0])(*(part.detach().requires_grad_() for part in kept[0]))
     learning._forward = lambda *_: leaves  # type: ignore[assignment]
     return median_of(lambda: sum(learning.losses(batch)).backward()) / whole  # type: ignore[union-attr]
+
+
+def teacher_ratio(views: int) -> float:
+    """A step that asks the teacher, beside one that knows what it said; medians, taking turns."""
+    batch, knowing = a_batch(views), learner()
+    asking = learner(Teacher.from_config(Config().with_settings(SETTINGS).network))
+    took: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(9):
+        for asks, learning in ((False, knowing), (True, asking)):
+            started = time.perf_counter()
+            learning.step(batch)
+            took[asks].append(time.perf_counter() - started)
+    return statistics.median(took[True][1:]) / statistics.median(took[False][1:])
 
 
 def update_plainly(
@@ -181,26 +200,38 @@ def bank_ratio() -> float:
     )
 
 
+def bare_alone(root: Path) -> float:
+    """`bare` in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.step", str(root), "--bare"]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return float(said.split()[-1])
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("root", type=Path)
-    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path(".bench"))
+    parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     parsed = parser.parse_args()
     torch.set_num_threads(2)
+    if parsed.bare:
+        print(bare(parsed.root))
+        return
     share, ratio = share_of_losses(), bank_ratio()
-    before = bare(parsed.root)
+    asked = [teacher_ratio(views) for views in (1 + AUGMENTED_VIEWS, 1)]
+    before = bare_alone(parsed.root)
     cached = ours(parsed.root, parsed.work)
-    plain = statistics.mean((before, bare(parsed.root)))
-    asked = ours(parsed.root, parsed.work, **{"data.teacher_sees": "first_view"})
+    plain = statistics.mean((before, bare_alone(parsed.root)))
     for line in (
-        "| | pictures/s | beside | ratio | aim |",
-        "|---|---|---|---|---|",
-        f"| a training | {cached:.1f} | the bare loop, {plain:.1f} | {cached / plain:.2f} | 0.95 |",
-        f"| a training | {cached:.1f} | asking the teacher in the loop, {asked:.1f} | "
-        f"{cached / asked:.2f} | 1.2 |",
-        f"| losses and bank | | a whole step | {share:.3f} | 0.05 |",
-        f"| the bank's update | | a loop over the samples | {ratio:.0f} | 20 |",
+        "| | beside | ratio | aim |",
+        "|---|---|---|---|",
+        f"| a training, {cached:.1f} pictures/s | the bare loop, {plain:.1f} pictures/s | "
+        f"{cached / plain:.2f} | 0.95 |",
+        f"| a step with kept logits | asking the teacher in the loop | {asked[0]:.2f} | 1.2 |",
+        f"| the same without augmented views | asking the teacher in the loop | {asked[1]:.2f} | |",
+        f"| losses and bank | a whole step | {share:.4f} | 0.05 |",
+        f"| the bank's update | a loop over the samples | {ratio:.1f} | 20 |",
     ):
         print(line)
 
