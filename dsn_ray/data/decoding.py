@@ -22,6 +22,7 @@ def open_rgb(encoded: bytes, least_px: int | None = None) -> Image.Image:
     Raises:
         UndecodablePicture: the bytes are empty, truncated, of another format or of more than
             `PIXEL_LIMIT` pixels.
+        MemoryError: there is too little memory at present.
     """
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
@@ -30,7 +31,7 @@ def open_rgb(encoded: bytes, least_px: int | None = None) -> Image.Image:
             if least_px is not None:
                 image.draft("RGB", (least_px, least_px))
             return _on_white(image)
-    except UndecodablePicture:
+    except (UndecodablePicture, MemoryError):
         raise
     except UnidentifiedImageError:
         raise UndecodablePicture(f"it is none of {', '.join(FORMATS)}") from None

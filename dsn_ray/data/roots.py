@@ -5,6 +5,7 @@ No symbolic link leads out of it. Roots behind a URL are read by `dsn_ray.data.r
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ from typing import ClassVar, Protocol
 from dsn_ray.errors import UserError
 
 LARGEST_FILE = 256 * 2**20
+_OF_ONE_FILE = (  # errors for which a file is to blame, and not the place where it lies
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+    *(errno.EACCES, errno.EPERM, errno.ENAMETOOLONG),
+)
 
 
 class DataError(UserError):
@@ -118,9 +123,14 @@ class LocalRoot:
             place = os.path.realpath(place)
         if not place.startswith(root.rstrip("/") + "/"):
             raise DataError(f"{path} lies outside its root {root}.")
-        with Path(place).open("rb") as file:
-            require_size(os.fstat(file.fileno()).st_size)
-            return file.read()
+        try:
+            with Path(place).open("rb") as file:
+                require_size(os.fstat(file.fileno()).st_size)
+                return file.read()
+        except OSError as error:
+            if error.errno in _OF_ONE_FILE and (self.path / folder).is_dir():
+                raise
+            raise RootError(f"{self}/{path} cannot be read: {error.strerror}.") from None
 
     def states(self, paths: Iterable[str]) -> list[str]:
         """See `Root`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import subprocess
@@ -19,7 +20,7 @@ from dsn_ray.data.catalog import (
     parse_data_argument,
     validation_classes,
 )
-from dsn_ray.data.roots import DataError
+from dsn_ray.data.roots import DataError, RootError
 from tests.data.trees import make_folder, write
 
 
@@ -42,6 +43,33 @@ def test_a_file_too_large_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(roots, "LARGEST_FILE", 3)
     with pytest.raises(ValueError, match="larger than"):
         source.read(Record("photo/cat/1.png", "cat", "photo", "seen"))
+
+
+@pytest.mark.parametrize("lost", ["", "photo/cat"])
+def test_a_root_that_vanishes_is_not_its_pictures_fault(folder: Path, lost: str) -> None:
+    source = open_source("folder:mine", folder)
+    record = Record("photo/cat/1.png", "cat", "photo", "seen")
+    (folder / lost).rename(folder.with_name("gone"))
+    with pytest.raises(RootError, match=r"photo/cat/1\.png cannot be read: No such file"):
+        source.read(record)
+
+
+def test_a_disk_that_fails_is_not_its_pictures_fault(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source("folder:mine", folder)
+    record = Record("photo/cat/1.png", "cat", "photo", "seen")
+
+    def fail(size: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(roots, "require_size", fail)
+    with pytest.raises(RootError, match="cannot be read: Input/output error"):
+        source.read(record)
+    monkeypatch.undo()
+    (folder / "photo" / "cat" / "1.png").unlink()
+    with pytest.raises(FileNotFoundError):
+        source.read(record)
 
 
 def test_fingerprint_follows_the_files_and_sources_pickle(folder: Path) -> None:

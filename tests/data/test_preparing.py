@@ -156,6 +156,17 @@ def test_an_unwritable_place_is_named(connected, drawings, tmp_path):
         prepare_shards(open_source("folder:toy", drawings), Folder.at(tmp_path / "file" / "shards"))
 
 
+def test_a_root_that_vanishes_stops_the_job(drawings, tmp_path):
+    copy, out = tmp_path / "copy", Folder.at(tmp_path / "shards")
+    shutil.copytree(drawings, copy)
+    source = open_source("folder:toy", copy)
+    part = parts_of(source)[0]
+    copy.rename(tmp_path / "gone")
+    told = preparing._PartWriter(source, out, False)(part.row(source))
+    assert "cannot be read: No such file" in told["failed"]
+    assert not out.exists() or not list((tmp_path / "shards").rglob("*.*"))
+
+
 def test_a_full_disk_is_said_and_leaves_no_file(connected, drawings, tmp_path, monkeypatch):
     source, out = open_source("folder:toy", drawings), Folder.at(tmp_path / "shards")
     monkeypatch.setattr(preparing, "_PartWriter", FullDisk)

@@ -77,11 +77,30 @@ def test_one_picture_or_the_whole_place(folder, monkeypatch):
             root.read(path)
     with pytest.raises(FileNotFoundError):
         root.read("photo/cat/none.png")
-    with pytest.raises(RootError, match=r"store://bucket/mine/photo/cat cannot be read: .*\.$"):
+    with pytest.raises(OSError, match="Cannot open for reading"):
         root.read("photo/cat")
-    monkeypatch.setattr(roots, "LARGEST_FILE", 3)
-    with pytest.raises(ValueError, match="larger than"):
+    with monkeypatch.context() as patch:
+        patch.setattr(roots, "LARGEST_FILE", 3)
+        with pytest.raises(ValueError, match="larger than"):
+            root.read("photo/cat/1.png")
+    folder.rename(folder.with_name("gone"))
+    with pytest.raises(
+        RootError, match=r"store://bucket/mine/photo/cat/1.png cannot be read: .*\.$"
+    ):
         root.read("photo/cat/1.png")
+
+
+def test_a_read_that_fails_for_a_moment_is_done_again(folder, monkeypatch):
+    root, fetch, failed = behind_a_url(folder), RemoteRoot._fetch, []
+
+    def fails_once(self, path):
+        if not failed:
+            failed.append(path)
+            raise OSError("When reading: curlCode 28")
+        return fetch(self, path)
+
+    monkeypatch.setattr(RemoteRoot, "_fetch", fails_once)
+    assert root.read("photo/cat/1.png") == b"photo cat"
 
 
 def test_a_place_that_does_not_answer():
@@ -115,14 +134,11 @@ def test_when_the_place_fails_no_picture_is_rejected(connected, drawings, tmp_pa
         if path.is_file():
             write(copy / path.relative_to(drawings), path.read_bytes())
     source, out = open_source("folder:toy", behind_a_url(copy)), Folder.at(tmp_path / "shards")
-    fails = copy / "photo" / "arrow" / "0.png"
-    contents = fails.read_bytes()
-    fails.unlink()
-    fails.mkdir()  # a read that fails otherwise than by a missing file
+    assert source.fingerprint()  # it was listed before
+    copy.rename(tmp_path / "gone")
     for job in (read_all, lambda one: prepare_shards(one, out)):
-        with pytest.raises(DataError, match=r"^store://bucket/copy/photo/arrow/0\.png cannot be "):
+        with pytest.raises(DataError, match=r"^store://bucket/copy/.*\.png cannot be read: "):
             job(source)
     assert not out.holds(MANIFEST)
-    fails.rmdir()
-    fails.write_bytes(contents)
+    (tmp_path / "gone").rename(copy)
     assert prepare_shards(source, out).rejected == 1

@@ -141,6 +141,15 @@ def test_what_is_no_picture_is_refused_with_a_reason(broken):
         decode(broken, 16)
 
 
+def test_too_little_memory_is_not_the_pictures_fault(monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(decoding, "_on_white", fail)
+    with pytest.raises(MemoryError):
+        decode(encoded(image_of(noise(8, 8)), "PNG"), 8)
+
+
 def test_the_pixel_limit_is_checked_before_any_pixel_is_decoded(monkeypatch):
     truncated = encoded(image_of(noise(64, 64)), "PNG")[:100]
     monkeypatch.setattr(decoding, "PIXEL_LIMIT", 64 * 64 - 1)
