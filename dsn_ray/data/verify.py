@@ -68,7 +68,7 @@ class Report:
         missing_paths: which these are.
         absent: classes of the official split without any picture here.
         undecodable: path and reason of each.
-        duplicates: files with the same bytes.
+        duplicates: pictures with the same bytes; what does not decode is none.
         known_to_teacher: unseen classes that ImageNet has taught; None where nobody knows.
         errors: whole sentences on what makes numbers wrong.
     """
@@ -226,8 +226,8 @@ def _by_class(records: Sequence[Record]) -> dict[str, dict[str, dict[str, int]]]
 
 def _duplicates(source: Source, found: Sequence[tuple[str, str]]) -> list[Duplicates]:
     groups: dict[str, set[tuple[str, Split]]] = defaultdict(set)
-    for record, (digest, _) in zip(source.records, found, strict=True):
-        if digest:
+    for record, (digest, reason) in zip(source.records, found, strict=True):
+        if not reason:
             groups[digest].add((record.path, record.split))
     return [
         Duplicates(

@@ -50,6 +50,18 @@ def test_a_photo_in_both_seen_and_unseen_is_an_error():
     assert "1 pictures lie in both seen and unseen classes, as photo/a/1.png" in error
 
 
+def test_files_that_do_not_decode_are_not_the_same_photo():
+    empty = ("e3b0c442", "it is none of PNG, JPEG")
+    records = [
+        *full(),
+        Record("photo/a/2.png", "a", "photo", "seen"),
+        Record("photo/b/2.png", "b", "photo", "unseen"),
+    ]
+    told = report(source_of(*records), [*found_of(full()), empty, empty])
+    assert told.errors == []
+    assert told.duplicates == []
+
+
 def test_a_photo_that_lists_name_as_seen_and_as_unseen_is_an_error():
     records = [*full(), Record("photo/a/1.png", "a", "photo", "unseen")]
     found = [*found_of(full()), found_of(full())[3]]
