@@ -130,12 +130,19 @@ def prepare_shards(
         notes = _write_parts(source, out, keep, progress or (lambda done, total: None))
         return _finish(source, out, asked, notes)
     except (OSError, DataError) as error:
-        if out.holds(MANIFEST):  # another job was here first, and took the notes away
+        if _is_finished(out):  # another job was here first, and took the notes away
             (out / _NOTES).remove()
             return _finished(out, fingerprint, keep)
         if isinstance(error, DataError):
             raise
         raise DataError(_unwritable(out, error)) from None
+
+
+def _is_finished(out: Folder) -> bool:
+    try:
+        return out.holds(MANIFEST)
+    except OSError:
+        return False
 
 
 def _unwritable(out: Folder, error: OSError) -> str:
@@ -174,9 +181,9 @@ def _write_parts(
     source: Source, out: Folder, keep: bool, progress: Progress
 ) -> list[dict[str, Any]]:
     parts = parts_of(source)
-    written = set((out / _NOTES).names())
-    missing = [part for part in parts if part.note not in written]
-    done = sum(len(part.ids) for part in parts if part.note in written)
+    written = _written(out, parts)
+    missing = [part for part in parts if part.file not in written]
+    done = len(source.records) - sum(len(part.ids) for part in missing)
     progress(done, len(source.records))
     if missing:
         rows = [part.row(source) for part in missing]
@@ -189,7 +196,19 @@ def _write_parts(
                 raise DataError(row["failed"])
             done += row["pictures"]
             progress(done, len(source.records))
-    return [json.loads((out / _NOTES).read(part.note)) for part in parts]
+    written = _written(out, parts)
+    for part in parts:
+        if part.file not in written:
+            raise DataError(f"{out / part.file} vanished; the same command goes on.")
+    return [written[part.file] for part in parts]
+
+
+def _written(out: Folder, parts: list[Part]) -> dict[str, dict[str, Any]]:
+    """The notes of those parts that are there and whole, by file."""
+    notes, sizes = out / _NOTES, out.sizes()
+    noted = set(notes.names())
+    found = {part.file: json.loads(notes.read(part.note)) for part in parts if part.note in noted}
+    return {file: note for file, note in found.items() if sizes.get(file) == note["bytes"]}
 
 
 def _finish(

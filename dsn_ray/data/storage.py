@@ -90,6 +90,16 @@ class Folder:
         """Whether there is anything in it."""
         return bool(self._entries())
 
+    def sizes(self) -> dict[str, int]:
+        """The bytes of each file in it and below it, by path within it; hidden ones left out."""
+        below = fs.FileSelector(self.path, recursive=True, allow_not_found=True)
+        sizes = {}
+        for info in self.filesystem.get_file_info(below):
+            name = info.path.strip("/")[len(self.path.strip("/")) :].strip("/")
+            if info.type == fs.FileType.File and not f"/{name}".count("/."):
+                sizes[name] = info.size
+        return sizes
+
     def _entries(self) -> list[fs.FileInfo]:
         chosen = fs.FileSelector(self.path, allow_not_found=True)
         try:
@@ -115,7 +125,8 @@ class Folder:
     def writing(self, name: str) -> Iterator[pa.NativeFile]:
         """A stream into a file, which appears under its name when the stream ends without error.
 
-        An object store shows a file only once it is complete; on this machine the file is renamed.
+        On this machine the file is on the disk by then, and is renamed; for an object store it is
+        held in memory and sent at the end.
 
         Raises:
             OSError: If it cannot be written.
@@ -123,13 +134,17 @@ class Folder:
         target = f"{self.path}/{name}"
         self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
         if not self.is_local:
+            contents = pa.BufferOutputStream()
+            yield contents
             with self.filesystem.open_output_stream(target) as stream:
-                yield stream
+                stream.write(contents.getvalue())
             return
         unfinished = Path(target).with_name(f".{Path(target).name}.{uuid.uuid4().hex[:8]}")
         try:
             with self.filesystem.open_output_stream(str(unfinished)) as stream:
                 yield stream
+            with unfinished.open("rb") as written:
+                os.fsync(written.fileno())
             unfinished.replace(target)
         finally:
             unfinished.unlink(missing_ok=True)

@@ -82,13 +82,16 @@ def test_what_is_done_is_not_done_again(connected, drawings, tmp_path, monkeypat
     parts = parts_of(source)
     notes = out / ".unfinished"
     assert notes.names() == sorted(["job", *(part.note for part in parts)])
-    lost, kept = parts[0], parts[1]
-    (tmp_path / "shards" / ".unfinished" / lost.note).unlink()
-    time_of_kept = (tmp_path / "shards" / kept.file).stat().st_mtime_ns
-    time_of_lost = (tmp_path / "shards" / lost.file).stat().st_mtime_ns
+    # A part without its note, a note without its part, and a part that is not whole.
+    unnoted, gone, cut, *kept = parts
+    files = {part.file: tmp_path / "shards" / part.file for part in parts}
+    (tmp_path / "shards" / ".unfinished" / unnoted.note).unlink()
+    files[gone.file].unlink()
+    files[cut.file].write_bytes(files[cut.file].read_bytes()[:-1])
+    times = {part.file: files[part.file].stat().st_mtime_ns for part in (unnoted, *kept)}
     assert prepare_shards(source, out) == made
-    assert (tmp_path / "shards" / kept.file).stat().st_mtime_ns == time_of_kept
-    assert (tmp_path / "shards" / lost.file).stat().st_mtime_ns != time_of_lost
+    assert all(files[part.file].stat().st_mtime_ns == times[part.file] for part in kept)
+    assert files[unnoted.file].stat().st_mtime_ns != times[unnoted.file]
     assert {p: p.read_bytes() for p in (tmp_path / "shards").rglob("*") if p.is_file()} == whole
 
 
