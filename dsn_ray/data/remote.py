@@ -104,13 +104,13 @@ class RemoteRoot:
         except OSError:
             return False
 
-    def states(self, paths: Iterable[str]) -> list[str]:
+    def states(self, paths: Iterable[str]) -> list[tuple[int, str]]:
         """Size and time of change of files."""
         states = []
         for path in paths:
             folder, _, name = path.rpartition("/")
             info = self._listing.get(folder, {}).get(name)
-            states.append(f"{info.size} {info.mtime_ns}" if info else "missing")
+            states.append((info.size, str(info.mtime_ns)) if info else (0, "missing"))
         return states
 
 

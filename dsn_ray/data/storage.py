@@ -116,13 +116,20 @@ class Folder:
         with self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
             return bytes(stream.read())
 
-    def write(self, name: str, contents: bytes) -> None:
-        """Writes a file, whole or not at all."""
-        with self.writing(name) as stream:
+    def write(self, name: str, contents: bytes | pa.Buffer, *, once: bool = False) -> None:
+        """Writes a file, whole or not at all.
+
+        Args:
+            name: of the file.
+            contents: of the file.
+            once: leave it as it is where it is there; of two who write at the same moment on one
+                machine, the first counts.
+        """
+        with self.writing(name, once=once) as stream:
             stream.write(contents)
 
     @contextmanager
-    def writing(self, name: str) -> Iterator[pa.NativeFile]:
+    def writing(self, name: str, *, once: bool = False) -> Iterator[pa.NativeFile]:
         """A stream into a file, which appears under its name when the stream ends without error.
 
         On this machine the file is on the disk by then, and is renamed; for an object store it is
@@ -145,7 +152,8 @@ class Folder:
                 yield stream
             with unfinished.open("rb") as written:
                 os.fsync(written.fileno())
-            unfinished.replace(target)
+            if not (once and _linked(unfinished, Path(target))):
+                unfinished.replace(target)
         finally:
             unfinished.unlink(missing_ok=True)
 
@@ -154,3 +162,14 @@ class Folder:
         while self.exists():
             with suppress(FileNotFoundError):
                 self.filesystem.delete_dir(self.path)
+
+
+def _linked(file: Path, name: Path) -> bool:
+    """Gives a file another name, unless something has it; False where nothing can have two."""
+    try:
+        name.hardlink_to(file)
+    except FileExistsError:
+        pass
+    except OSError:
+        return False
+    return True

@@ -100,9 +100,11 @@ def read_all(source: Source, progress: Progress | None = None) -> list[tuple[str
     total = len(source.records)
     if not total:
         return []
+    sizes = [size for size, _ in source.states()]
     rows = [
         {
             "start": start,
+            "sizes": sizes[start : start + _ROWS],
             "records": [
                 [r.path, r.class_name, r.domain, r.split]
                 for r in source.records[start : start + _ROWS]
@@ -133,7 +135,8 @@ class _Check:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         hashes, reasons, failed = [], [], ""
         records = [Record(*fields) for fields in row["records"]]
-        for record, read in zip(records, self._source.reading(records), strict=True):
+        reading = self._source.reading(records, row["sizes"])
+        for record, read in zip(records, reading, strict=True):
             digest = reason = ""
             try:
                 raw = read()

@@ -62,12 +62,13 @@ def test_every_way_gives_the_same_pictures(shards, drawings, share):
 
 
 def test_a_few_row_groups_are_kept(shards, tmp_path, drawings, monkeypatch):
-    monkeypatch.setattr(preparing, "_ROW_GROUP_BYTES", 1)
-    writer = preparing._PartWriter(open_source("folder:toy", drawings), Folder.at(tmp_path), False)
+    monkeypatch.setattr(preparing, "_LARGEST_GROUP", 1)
     source = open_source("folder:toy", drawings)
-    for part in preparing.parts_of(source):
+    sizes = [size for size, _ in source.states()]
+    writer = preparing._PartWriter(source, Folder.at(tmp_path), False)
+    for part in preparing.parts_of(source, sizes):
         if (part.split, part.domain) == ("seen", "sketch"):
-            writer(part.row(source))
+            writer(part.row(source, sizes))
     folder = Folder.at(tmp_path) / "split=seen" / "domain=sketch"
     table = StoredPictures(folder, "sketch", PX, 30, 2, None).table()
     assert sorted(table.groups.tolist()) == list(range(30))

@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 import threading
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 
 from dsn_ray.data import preparing
 from dsn_ray.data.catalog import Record, Source, open_source
+from dsn_ray.data.decoding import UndecodablePicture, open_rgb
 from dsn_ray.data.preparing import checked, parts_of, prepare_shards
 from dsn_ray.data.roots import DataError
 from dsn_ray.data.shards import MANIFEST, read_manifest
@@ -66,6 +68,14 @@ def test_every_picture_is_stored_once(connected, drawings, tmp_path):
         )
 
 
+def sizes_of(source):
+    return [size for size, _ in source.states()]
+
+
+def cut_up(source):
+    return parts_of(source, sizes_of(source))
+
+
 def test_what_is_done_is_not_done_again(connected, drawings, tmp_path, monkeypatch):
     source, out = open_source("folder:toy", drawings), Folder.at(tmp_path / "shards")
     made = prepare_shards(source, out)
@@ -79,7 +89,7 @@ def test_what_is_done_is_not_done_again(connected, drawings, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(preparing, "_finish", lambda *_: None)
         prepare_shards(source, out)
-    parts = parts_of(source)
+    parts = cut_up(source)
     notes = out / ".unfinished"
     assert notes.names() == sorted(["job", *(part.note for part in parts)])
     # A part without its note, a note without its part, and a part that is not whole.
@@ -148,9 +158,28 @@ def test_nothing_is_left_where_a_domain_is_empty(connected, drawings, tmp_path):
     for path in copy.glob("photo/*/*.png"):
         if path.parent.name in UNSEEN:
             path.write_bytes(b"")
+    source, out = open_source("folder:toy", copy), Folder.at(tmp_path / "shards")
     with pytest.raises(DataError, match="has no unseen photo that decodes"):
-        prepare_shards(open_source("folder:toy", copy), Folder.at(tmp_path / "shards"))
+        prepare_shards(source, out)
     assert {path.name for path in tmp_path.iterdir()} == {"copy"}
+    (out / ".unfinished").write("nothing", b"")
+    out.write("mine.txt", b"")  # put there while the job was begun
+    with pytest.raises(DataError, match="has no unseen photo that decodes"):
+        prepare_shards(source, out)
+    assert {path.name for path in (tmp_path / "shards").iterdir()} == {"mine.txt"}
+
+
+def test_a_photo_in_both_seen_and_unseen_is_said(connected, drawings, tmp_path):
+    copy, out = tmp_path / "copy", Folder.at(tmp_path / "shards")
+    shutil.copytree(drawings, copy)
+    shutil.copy(copy / "photo/square/0.png", copy / "photo/zigzag/same.png")
+    left = tmp_path / "shards" / "split=seen" / "domain=photo" / ".part-00000.parquet.ab12cd34"
+    (out / ".unfinished").write("nothing", b"")
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"of a task that was killed")
+    made = prepare_shards(open_source("folder:toy", copy), out)
+    assert "1 pictures lie in both seen and unseen classes, as photo/zigzag/same.png" in str(made)
+    assert not left.exists()
 
 
 def test_an_unwritable_place_is_named(connected, drawings, tmp_path):
@@ -163,9 +192,9 @@ def test_a_root_that_vanishes_stops_the_job(drawings, tmp_path):
     copy, out = tmp_path / "copy", Folder.at(tmp_path / "shards")
     shutil.copytree(drawings, copy)
     source = open_source("folder:toy", copy)
-    part = parts_of(source)[0]
+    part = cut_up(source)[0]
     copy.rename(tmp_path / "gone")
-    told = preparing._PartWriter(source, out, False)(part.row(source))
+    told = preparing._PartWriter(source, out, False)(part.row(source, sizes_of(source)))
     assert "cannot be read: No such file" in told["failed"]
     assert not out.exists() or not list((tmp_path / "shards").rglob("*.*"))
 
@@ -181,7 +210,7 @@ def test_a_full_disk_is_said_and_leaves_no_file(connected, drawings, tmp_path, m
 
 
 class FullDisk(preparing._PartWriter):
-    def _pictures(self, part, records, rejected):
+    def _pictures(self, part, records, sizes, rejected):
         with Path("/dev/full").open("wb", buffering=0) as full:
             full.write(b"x")
         yield {}
@@ -245,7 +274,8 @@ def test_parts_are_a_random_order_of_every_picture():
         for i in range(5000)
     ]
     source = Source("x", None, tuple(records), ("a",), ("a",), False, "none")
-    parts = parts_of(source)
+    sizes = [20_000] * len(records)
+    parts = parts_of(source, sizes)
     assert sorted(i for part in parts for i in part.ids) == list(range(len(records)))
     assert len({part.file for part in parts}) == len({part.note for part in parts}) == len(parts)
     for part in parts:
@@ -254,7 +284,76 @@ def test_parts_are_a_random_order_of_every_picture():
         }
     first = np.array(parts[0].ids)
     assert 0.4 < (np.diff(first) > 0).mean() < 0.6
-    assert parts == parts_of(source)
+    assert parts == parts_of(source, sizes)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "keep", "parts"),
+    [
+        ([2_300] * 60_000, False, 4),  # small ones: a part has at most so many rows
+        ([20_000] * 10_000, False, 6),  # 191 MiB
+        ([5_000_000] * 2_000, False, 4),  # will be encoded anew, and smaller
+        ([5_000_000] * 100, True, 15),
+        ([0] * 5, False, 1),  # not known
+    ],
+)
+def test_parts_are_cut_by_what_they_will_take(sizes, keep, parts):
+    records = [Record(str(i), "a", "photo", "seen") for i in range(len(sizes))]
+    source = Source("x", None, tuple(records), ("a",), ("a",), False, "none")
+    made = parts_of(source, sizes, keep)
+    rows = [len(part.ids) for part in made]
+    assert len(rows) == parts
+    assert max(rows) - min(rows) <= 1
+
+
+def damaged(raw):
+    """A picture cut short in many places, and with many bytes changed."""
+    random = np.random.default_rng(0)
+    yield from (
+        raw[:end] for end in (*range(len(raw) - 20, len(raw)), *random.integers(len(raw), size=20))
+    )
+    for place, value in random.integers(0, 256, (60, 2)):
+        at = int(place * len(raw) // 256)
+        yield raw[:at] + bytes([value]) + raw[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "options"),
+    [
+        ("JPEG", "RGB", {}),
+        ("JPEG", "RGB", {"progressive": True, "subsampling": 0}),
+        (
+            "JPEG",
+            "L",
+            {"exif": b"Exif\0\0II*\0\b\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"},
+        ),
+        ("JPEG", "CMYK", {}),
+        ("PNG", "RGB", {}),
+        ("PNG", "RGBA", {}),
+        ("PNG", "P", {"transparency": bytes(range(256))}),
+        ("PNG", "I;16", {}),
+        ("PNG", "1", {}),
+        ("GIF", "P", {}),
+        ("WEBP", "RGB", {}),
+    ],
+)
+def test_a_check_is_as_strict_as_decoding(kind, mode, options):
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 48, 3), np.uint8)
+    image = Image.fromarray(pixels)
+    image = image.convert("I").convert("I;16") if mode == "I;16" else image.convert(mode)
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    refused = 0
+    for raw in (out.getvalue(), *damaged(out.getvalue())):
+        try:
+            open_rgb(raw)
+        except UndecodablePicture:
+            refused += 1
+            with pytest.raises(UndecodablePicture):
+                checked(raw, "photo")
+        else:
+            assert checked(raw, "photo") is raw
+    assert 10 < refused < 100
 
 
 def test_large_pictures_become_smaller_unless_kept():
@@ -267,7 +366,26 @@ def test_large_pictures_become_smaller_unless_kept():
         assert checked(raw.getvalue(), domain, keep=True) == raw.getvalue()
 
 
-def test_row_groups_are_cut_by_size(monkeypatch):
-    monkeypatch.setattr(preparing, "_ROW_GROUP_BYTES", 10)
-    rows = [{"encoded": b"x" * 4} for _ in range(7)]
-    assert [len(group) for group in preparing._groups(iter(rows))] == [3, 3, 1]
+def test_row_groups_have_8_to_16_mib_where_there_is_as_much(drawings, tmp_path, monkeypatch):
+    for total in (1, 15, 17, 31, 33, 90):
+        rows = [{"encoded": b"x" * 2**14}] * (total * 64)
+        groups = preparing._groups(rows)
+        assert [row for group in groups for row in group] == rows
+        for group in groups:
+            assert min(8, total) <= len(group) / 64 <= 16
+    assert preparing._groups([]) == []
+
+    # As they lie in a file: a hundred times smaller pictures, a hundred times smaller groups.
+    monkeypatch.setattr(preparing, "_LARGEST_GROUP", 3000)
+    source = open_source("folder:toy", drawings)
+    (part,) = [p for p in cut_up(source) if (p.split, p.domain) == ("seen", "photo")]
+    writer = preparing._PartWriter(source, Folder.at(tmp_path), False)
+    assert not writer(part.row(source, sizes_of(source)))["failed"]
+    table = pq.read_table(tmp_path / part.file, partitioning=None).to_pylist()
+    sizes = Counter()
+    for row in table:
+        sizes[row["group"]] += len(row["encoded"])
+    file = pq.ParquetFile(tmp_path / part.file)
+    assert file.num_row_groups == len(sizes) > 1
+    largest = max(len(row["encoded"]) for row in table)
+    assert all(1500 - largest <= size <= 3000 + largest for size in sizes.values())

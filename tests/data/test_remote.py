@@ -41,8 +41,24 @@ def test_it_holds_what_the_folder_holds(folder):
     record = there.records[-1]
     assert there.read(record) == here.read(record)
     records = list(there.records) * 9
-    assert [read() for read in there.reading(records)] == [here.read(one) for one in records]
+    read = [read() for read in there.reading(records, [1] * len(records))]
+    assert read == [here.read(one) for one in records]
     assert pickle.loads(pickle.dumps(there)) == there
+
+
+def test_few_large_files_are_fetched_ahead(folder, monkeypatch):
+    source, begun = open_source("folder:mine", behind_a_url(folder)), []
+    read = RemoteRoot.read
+
+    def noted(self, path):
+        begun.append(path)
+        return read(self, path)
+
+    monkeypatch.setattr(RemoteRoot, "read", noted)
+    reading = source.reading(list(source.records) * 9, [30 * 2**20] * 9 * len(source.records))
+    for number, one in zip(range(1, 5), reading, strict=False):
+        assert one()
+        assert len(begun) <= number + 2
 
 
 def test_lists_are_read_there_too(tmp_path):
