@@ -150,8 +150,13 @@ class Source:
 
 
 EMBEDDED = ("openmoji-nature", "openmoji-things")
-OFFICIAL = ("sketchy", "sketchy:zeroshot2", "tuberlin", "quickdraw")
-KNOWN = (*OFFICIAL, *EMBEDDED, "folder:LABEL")
+
+
+def published_names() -> tuple[str, ...]:
+    """The names of the published data sets."""
+    from dsn_ray.data.official import PUBLISHED
+
+    return tuple(PUBLISHED)
 
 
 def parse_data_argument(text: str) -> tuple[str, str | None]:
@@ -180,7 +185,7 @@ def open_source(
     """Open a data set and check that every picture it names is there.
 
     Args:
-        name: one of `KNOWN`.
+        name: of a published or embedded data set, or `folder:LABEL`.
         root: the folder of the data set, or a root behind a URL; None for an embedded one.
         unseen: how the unseen classes of a folder without `unseen.txt` are chosen.
         missing: gains the pictures that lists name and that are not there, and classes may lack
@@ -201,7 +206,7 @@ def open_source(
         raise DataError(f"{name} needs the folder that holds it: write {name}=DIR.")
     if isinstance(root, Path):
         root = LocalRoot(root.expanduser().resolve())
-    if name in OFFICIAL:
+    if name in published_names():
         from dsn_ray.data.official import open_official
 
         return open_official(name, root, missing)
@@ -252,5 +257,8 @@ def validation_classes(seen_classes: Sequence[str], count: int, seed: int) -> tu
 
 
 def _check_name(name: str) -> None:
-    if name not in (*OFFICIAL, *EMBEDDED) and not re.fullmatch(r"folder:[\w.-]+", name):
-        raise DataError(f"There is no data set {name!r}; known are {', '.join(KNOWN)}.")
+    known = (*published_names(), *EMBEDDED)
+    if name not in known and not re.fullmatch(r"folder:[\w.-]+", name):
+        raise DataError(
+            f"There is no data set {name!r}; known are {', '.join(known)} and folder:LABEL."
+        )

@@ -248,7 +248,7 @@ def _absent(source: Source) -> list[str]:
     if published is None:
         return []
     here = {*source.seen_classes, *source.unseen_classes}
-    return [name for name in published.class_names() if name not in here]
+    return [name for name in published.class_names if name not in here]
 
 
 def _errors(
