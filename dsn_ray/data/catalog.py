@@ -188,8 +188,8 @@ def open_source(
         name: of a published or embedded data set, or `folder:LABEL`.
         root: the folder of the data set, or a root behind a URL; None for an embedded one.
         unseen: how the unseen classes of a folder without `unseen.txt` are chosen.
-        missing: gains the pictures that lists name and that are not there, and classes may lack
-            pictures; None if all must be there.
+        missing: gains the pictures that lists name and that are not there, as often as they do, and
+            classes may lack pictures; None if all must be there.
 
     Raises:
         DataError: the name, the folder, a list or a picture is not as it should be; the message

@@ -150,10 +150,10 @@ def _open_listed(
         classes = unseen if listing.split == "unseen" else seen
         pairs, lost = _read_list(root, file, classes)
         if lost and missing is None:
-            names = some([path for path, _ in lost])
+            names = list(dict.fromkeys(path for path, _ in lost))
             raise DataError(
-                f"{root}/{file} names {len(lost)} pictures not in {root}: {names}. With --partial "
-                "`prepare` leaves them out."
+                f"{root}/{file} names {len(names)} pictures not in {root}: {some(names)}. With "
+                "--partial `prepare` leaves them out."
             )
         if missing is not None:
             missing += [Record(path, of, listing.domain, listing.split) for path, of in lost]
@@ -201,10 +201,7 @@ def _open_unlisted(name: str, root: Root, published: Published, layout: Layout) 
 def _read_list(
     root: Root, file: str, classes: Sequence[str]
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Read lines `<path> <class id>` as (path, class): first those whose picture is there.
-
-    The others are given once each, however often the list repeats them.
-    """
+    """Read lines `<path> <class id>` as (path, class): first those whose picture is there."""
     pairs = []
     for number, path, label in _read_id_lines(root, file):
         if "\0" in path or not {"", ".", ".."}.isdisjoint(path.split("/")):
@@ -216,16 +213,13 @@ def _read_list(
             )
         pairs.append((path, classes[label]))
     present: dict[str, set[str]] = {}
-    there, lost = [], {}
+    there, lost = [], []
     for path, of in pairs:
         folder, _, name = path.rpartition("/")
         if folder not in present:
             present[folder] = root.file_names(folder)
-        if name in present[folder]:
-            there.append((path, of))
-        else:
-            lost[path] = of
-    return there, list(lost.items())
+        (there if name in present[folder] else lost).append((path, of))
+    return there, lost
 
 
 def _read_classes(root: Root, file: str) -> tuple[str, ...]:
