@@ -192,9 +192,9 @@ def main(arguments: list[str] | None) -> None:
     """Runs the command."""
     parsed = _arguments().parse_args(arguments)
     _check(parsed)
-    cli.check_file(parsed.json, "--json")
     missing: list[Record] = []
     source = _open(parsed, missing if parsed.verify or parsed.partial else None)
+    cli.check_file(parsed.json, "--json")
     with cli.quiet_log("prepare") as console:
         if parsed.verify:
             _verify(parsed, source, missing, console)

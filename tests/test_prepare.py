@@ -91,6 +91,7 @@ NOBODY = "s3://a:b@bucket/raw?endpoint_override=127.0.0.1:1&scheme=http&region=u
         (["folder:toy=HERE", "--out", "x", "--unseen", "2"], "a share between 0 and 1"),
         (["openmoji-nature", "--out", "x", "--unseen", "0.2"], "has its own split"),
         (["folder:toy=HERE", "--out", "no://where"], "no://where cannot be reached"),
+        (["sketchy=/nowhere", "--verify", "--json", "x/found.json"], "there is no folder /nowhere"),
         (["folder:toy=HERE", "--verify", "--json", "."], "this is a folder; name a file"),
         (["folder:toy=HERE", "--out", "x", "--json", "y"], "--json goes with --verify"),
         (["folder:toy=HERE", "--verify", "--keep"], "--keep goes with --out, not with --verify"),

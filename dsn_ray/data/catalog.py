@@ -187,7 +187,7 @@ def open_source(
     Args:
         name: of a published or embedded data set, or `folder:LABEL`.
         root: the folder of the data set, or a root behind a URL; None for an embedded one.
-        unseen: how the unseen classes of a folder without `unseen.txt` are chosen.
+        unseen: how the unseen classes of a folder are chosen, which has no `unseen.txt` then.
         missing: gains the pictures that lists name and that are not there, as often as they do, and
             classes may lack pictures; None if all must be there.
 

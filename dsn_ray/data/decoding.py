@@ -76,9 +76,16 @@ def decode_all(image: Image.Image) -> None:
 def _on_white(image: Image.Image) -> Image.Image:
     """Turns a picture of any mode upright and into RGB, transparent parts white."""
     ImageOps.exif_transpose(image, in_place=True)
+    if image.mode == "F" or (image.mode == "I" and not _has_16_bits(image)):
+        raise UndecodablePicture("its pixels are no whole numbers from 0 to 65535")
     if image.mode.startswith("I"):
         image = image.convert("I").point(lambda level: level / 257).convert("L")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def _has_16_bits(image: Image.Image) -> bool:
+    low, high = image.getextrema()
+    return low >= 0 and high <= 65_535

@@ -43,17 +43,27 @@ class Root(Protocol):
     def is_local(self) -> bool: ...  # noqa: D102 - see above
 
     def has_folder(self, folder: str = "") -> bool:
-        """Whether a folder is there."""
+        """Whether a folder is there.
+
+        Raises:
+            DataError: that cannot be found out.
+        """
 
     def file_names(self, folder: str) -> set[str]:
         """The names of a folder's files, hidden ones left out; none where it is missing.
 
+        A name that is no text is given with its odd bytes spelled out; such a file cannot be read.
+
         Raises:
-            DataError: it cannot be read, lies outside the root or has a name that is no text.
+            DataError: it cannot be read, or lies outside the root.
         """
 
     def folder_names(self, folder: str) -> set[str]:
-        """The names of the folders in a folder, as `file_names` does of the files."""
+        """The names of the folders in a folder, as `file_names` does of the files.
+
+        Raises:
+            DataError: as `file_names`, and where a name is no text.
+        """
 
     def lines(self, file: str) -> list[tuple[int, str]]:
         """The numbered lines of a text file that are not blank; a missing file has none.
@@ -93,24 +103,35 @@ class LocalRoot:
 
     def has_folder(self, folder: str = "") -> bool:
         """See `Root`."""
-        return (self.path / folder).is_dir()
+        path = self.path / folder
+        try:
+            return path.is_dir()
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}.") from None
 
     def file_names(self, folder: str) -> set[str]:
         """See `Root`."""
-        return self._names(folder, os.DirEntry.is_file)
+        names = self._names(folder, os.DirEntry.is_file)
+        return {os.fsencode(name).decode("utf-8", "backslashreplace") for name in names}
 
     def folder_names(self, folder: str) -> set[str]:
         """See `Root`."""
-        return self._names(folder, os.DirEntry.is_dir)
+        names = self._names(folder, os.DirEntry.is_dir)
+        for name in names:
+            try:
+                name.encode()
+            except UnicodeEncodeError:
+                place = self.path / folder
+                said = f"{place} has a folder whose name is not UTF-8: {name!r}; rename it."
+                raise DataError(said) from None
+        return names
 
     def lines(self, file: str) -> list[tuple[int, str]]:
         """See `Root`."""
         path = self.path / file
         self._require_inside(path)
-        if not path.is_file():
-            return []
         try:
-            return numbered_lines(path.read_bytes(), str(path))
+            return numbered_lines(path.read_bytes(), str(path)) if path.is_file() else []
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}.") from None
 
@@ -155,12 +176,6 @@ class LocalRoot:
             return set()
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}.") from None
-        for name in names:
-            try:
-                name.encode()
-            except UnicodeEncodeError:
-                said = f"{path} has a name that is not UTF-8: {name!r}; rename it."
-                raise DataError(said) from None
         return names
 
     def _require_inside(self, path: Path) -> None:

@@ -111,6 +111,20 @@ def test_a_folder_is_given_exactly_where_one_is_needed(tmp_path: Path) -> None:
         open_source("sketchy", tmp_path / "missing")
 
 
+def test_a_root_that_cannot_be_looked_into_is_said(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DataError, match=r"x/y.* cannot be read: File name too long\.$"):
+        open_source("sketchy", folder / ("x" * 300) / "x" / "y")
+
+    def refuse(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(DataError, match=r"unseen\.txt cannot be read: Permission denied\.$"):
+        open_source("folder:mine", folder)
+
+
 NAMES = st.lists(st.text(min_size=1, max_size=5), min_size=2, max_size=12, unique=True)
 
 

@@ -18,6 +18,7 @@ from dsn_ray.data.pictures import (
     reading_order,
     rows_of_classes,
 )
+from dsn_ray.data.preview import _first_of_classes
 from dsn_ray.data.storage import Folder
 from dsn_ray.data.stream import Decoders, PairStream
 from tests.conftest import UNSEEN
@@ -179,6 +180,14 @@ def test_an_epoch_is_the_same_for_every_way_and_any_number_of_workers(shards, mo
         for field, one in whole._asdict().items():
             other = getattr(helped, field)
             assert one is other or torch.equal(one, other), field
+
+
+def test_a_preview_shows_the_first_of_each_class(shards):
+    rows = [row for row in shards.rows("seen", "sketch").take_all() if row["label"] in (0, 3)]
+    shown = _first_of_classes(shards, True, {0, 3})
+    for label in (0, 3):
+        of_class = sorted((row["id"], row["encoded"]) for row in rows if row["label"] == label)
+        assert shown[label] == of_class[:3]
 
 
 def test_rows_that_lie_together_are_read_together(shards):

@@ -186,6 +186,15 @@ def test_a_file_that_is_no_mask_is_named(tmp_path: Path) -> None:
             mask_rows("sketchy", ["pig"], tmp_path / name)
 
 
+def test_a_mask_that_cannot_be_written_is_said(tmp_path: Path, capsys) -> None:
+    (tmp_path / "classes.txt").write_text("mouse\tn03793489\n")
+    (tmp_path / "folder.npz").mkdir()
+    for out, said in (("folder.npz", "this is a folder"), ("classes.txt/x.npz", "cannot be")):
+        arguments = ["--classes", str(tmp_path / "classes.txt"), "--out", str(tmp_path / out)]
+        assert mask.main(arguments) == 2
+        assert said in capsys.readouterr().err
+
+
 @pytest.mark.system
 @pytest.mark.skipif(not WORDNET.is_dir(), reason="Debian's wordnet-base is not installed")
 def test_the_command_builds_a_mask_that_training_reads(tmp_path: Path, capsys) -> None:
