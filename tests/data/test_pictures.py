@@ -1,5 +1,7 @@
 """Pictures held in memory and pictures read from the shards are the same pictures."""
 
+from threading import Barrier
+
 import numpy as np
 import pytest
 import torch
@@ -79,6 +81,24 @@ def test_a_few_row_groups_are_kept(shards, tmp_path, drawings, monkeypatch):
     for row in np.random.default_rng(0).integers(0, 30, 60):
         np.testing.assert_array_equal(table.pixels(row), whole.pixels(place[table.ids[row]]))
         assert len(table._kept) <= 6
+
+
+def test_what_is_expected_is_read_at_the_same_time(shards, monkeypatch):
+    table = StoredPictures(
+        shards.folder / "split=seen" / "domain=photo", "photo", PX, 30, 30, None
+    ).table()
+    reading, together, read = [], Barrier(5, timeout=30), type(table)._read
+
+    def waits_for_the_others(self, group):
+        reading.append(group)
+        together.wait()
+        return read(self, group)
+
+    monkeypatch.setattr(type(table), "_read", waits_for_the_others)
+    table.expect(np.arange(len(table.ids)))
+    for row in range(len(table.ids)):
+        assert table.pixels(row).any()
+    assert sorted(reading) == list(range(5))
 
 
 def test_rows_of_classes_are_spread_over_each_class():
