@@ -6,6 +6,7 @@ are wanted. Both give the same table of rows by number.
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
@@ -18,6 +19,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 
+from dsn_ray.data.catalog import validation_classes
 from dsn_ray.data.roots import DataError
 from dsn_ray.data.shards import Shards
 from dsn_ray.data.storage import Folder
@@ -26,6 +28,7 @@ from dsn_ray.data.views import decode
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from dsn_ray.config import DataConfig
     from dsn_ray.data.catalog import Domain, Split
 
 _SHARE_OF_STORE = 0.15  # for each split and domain; a sweep on two data sets loads six at a time
@@ -301,6 +304,29 @@ class _StoredTable:
 
 Pictures = HeldPictures | StoredPictures
 """The pictures of one split and domain; small enough to be sent to workers."""
+
+
+def split_labels(
+    seen_classes: Sequence[str], config: "DataConfig", validate: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The labels of the seen classes to train on, and of those held out to validate on.
+
+    Whatever training and validation look at is chosen by these, from pictures of seen classes.
+
+    Args:
+        seen_classes: class of each label.
+        config: how many are held out, and which.
+        validate: whether any are.
+
+    Raises:
+        DataError: If so many cannot be held out.
+    """
+    held_out: tuple[str, ...] = ()
+    if validate:
+        chosen = config.validation_classes, config.validation_seed
+        held_out = validation_classes(seen_classes, *chosen)
+    is_held_out = np.isin(np.array(seen_classes), held_out)
+    return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
 
 def rows_of_classes(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dsn_ray.config import AugmentConfig
+from dsn_ray.config import AugmentConfig, DataConfig
 from dsn_ray.data import pictures as pictures_module
 from dsn_ray.data import preparing
 from dsn_ray.data.batch import AUGMENTED_VIEWS
@@ -19,6 +19,7 @@ from dsn_ray.data.pictures import (
     plain_batches,
     reading_order,
     rows_of_classes,
+    split_labels,
 )
 from dsn_ray.data.preview import _first_of_classes
 from dsn_ray.data.storage import Folder
@@ -101,6 +102,20 @@ def test_what_is_expected_is_read_at_the_same_time(shards, monkeypatch):
     assert sorted(reading) == list(range(5))
 
 
+def test_labels_are_trained_on_or_validated_on():
+    names = [f"class {number}" for number in range(9)]
+    for seed in range(5):
+        config = DataConfig(validation_classes=3, validation_seed=seed)
+        trained, validated = split_labels(names, config, validate=True)
+        assert sorted([*trained, *validated]) == list(range(9))
+        assert [names[label] for label in validated] == list(validation_classes(names, 3, seed))
+    trained, validated = split_labels(names, config, validate=False)
+    assert trained.tolist() == list(range(9))
+    assert rows_of_classes(np.arange(9), trained).tolist() == list(range(9))
+    assert validated.dtype == trained.dtype
+    assert len(validated) == 0
+
+
 def test_rows_of_classes_are_spread_over_each_class():
     labels = np.array([0] * 7 + [1] * 3 + [2] * 4)
     both = np.array([0, 2])
@@ -111,11 +126,10 @@ def test_rows_of_classes_are_spread_over_each_class():
 
 def test_no_unseen_class_reaches_a_training_or_a_validation_batch(shards, share):
     """The sketches and photos of training are those of the seen classes, and of no other."""
-    held_out = validation_classes(shards.seen_classes, 2, 0)
+    config = DataConfig(validation_classes=2)
+    trained, validated = split_labels(shards.seen_classes, config, validate=True)
+    held_out = [shards.seen_classes[label] for label in validated]
     assert not set(held_out) & set(UNSEEN)
-    labels = {name: label for label, name in enumerate(shards.seen_classes)}
-    trained = np.array([labels[name] for name in shards.seen_classes if name not in held_out])
-    validated = np.array([labels[name] for name in held_out])
     unseen_rows = {
         (row["path"], row["id"])
         for domain in ("sketch", "photo")
