@@ -84,7 +84,7 @@ def _verify(
 def _print(report: "Report", console: "Console") -> None:
     from rich.table import Table
 
-    def known(count: int | None) -> str:
+    def or_dash(count: int | None) -> str:
         return "-" if count is None else str(count)
 
     table = Table(
@@ -92,8 +92,8 @@ def _print(report: "Report", console: "Console") -> None:
     )
     for count in report.counts:
         table.add_row(
-            *(count.split, count.domain, str(count.lines), known(count.expected)),
-            *(str(count.missing), str(count.unique), known(count.expected_unique)),
+            *(count.split, count.domain, str(count.lines), or_dash(count.expected)),
+            *(str(count.missing), str(count.unique), or_dash(count.expected_unique)),
             str(count.undecodable),
         )
     console.print(table)

@@ -4,6 +4,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 PIXEL_LIMIT = 64_000_000
@@ -87,5 +88,5 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _has_16_bits(image: Image.Image) -> bool:
-    low, high = image.getextrema()
-    return low >= 0 and high <= 65_535
+    levels = np.asarray(image)
+    return bool(levels.min() >= 0 and levels.max() <= 65_535)

@@ -213,7 +213,8 @@ def _read_list(
             )
         pairs.append((path, classes[label]))
     present: dict[str, set[str]] = {}
-    there, lost = [], []
+    there: list[tuple[str, str]] = []
+    lost: list[tuple[str, str]] = []
     for path, of in pairs:
         folder, _, name = path.rpartition("/")
         if folder not in present:

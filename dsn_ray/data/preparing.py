@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dsn_ray.data.catalog import DOMAINS, Domain, Record, Source, Split
-from dsn_ray.data.decoding import decode_all, opened, upright_rgb
+from dsn_ray.data.decoding import UndecodablePicture, decode_all, opened, upright_rgb
 from dsn_ray.data.roots import DataError, RootError
 from dsn_ray.data.shards import FORMAT, MANIFEST, REJECTED, Shards, read_manifest, where_it_lies
 from dsn_ray.data.storage import Folder
@@ -38,6 +38,7 @@ SEED = 0
 _PART_BYTES = 32 * 2**20
 _MOST_ROWS = 16_384  # of a part
 _REENCODED_BYTES = 64 * 2**10  # about the most that a picture of 256 px takes
+_LONGEST_JPEG = 65_500  # pixels
 _LARGEST_GROUP = 16 * 2**20
 _NOTES = ".unfinished"
 _SCHEMA = pa.schema(
@@ -415,6 +416,8 @@ def checked(raw: bytes, domain: Domain, keep: bool = False) -> bytes:
         size = round(rgb.width * SHORT_SIDE / short), round(rgb.height * SHORT_SIDE / short)
         out = io.BytesIO()
         smaller = rgb.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0)
+        if domain == "photo" and max(size) > _LONGEST_JPEG:
+            raise UndecodablePicture(f"{image.width} x {image.height} pixels are too long for JPEG")
         if domain == "photo":
             smaller.save(out, "JPEG", quality=95)
         else:

@@ -3,9 +3,14 @@
 import hashlib
 import io
 import json
+import resource
 import shutil
+import subprocess
+import sys
 import threading
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +110,49 @@ def test_what_is_done_is_not_done_again(connected, drawings, tmp_path, monkeypat
     assert {p: p.read_bytes() for p in (tmp_path / "shards").rglob("*") if p.is_file()} == whole
 
 
+SLOWLY = """
+import sys, time, ray
+from pathlib import Path
+from dsn_ray.data import preparing
+from dsn_ray.data.catalog import open_source
+from dsn_ray.data.storage import Folder
+
+class Slow(preparing._PartWriter):
+    def __call__(self, row):
+        time.sleep(0.1)
+        return super().__call__(row)
+
+preparing._MOST_ROWS, preparing._PartWriter = 3, Slow
+ray.init(address=sys.argv[1], log_to_driver=False)
+preparing.prepare_shards(open_source("folder:toy", Path(sys.argv[2])), Folder.at(sys.argv[3]))
+"""
+
+
+def test_a_killed_job_is_gone_on_with(ray_address, connected, drawings, tmp_path, monkeypatch):
+    out = Folder.at(tmp_path / "shards")
+    given = (ray_address, str(drawings), out.path)
+    job = subprocess.Popen([sys.executable, "-c", SLOWLY, *given], stderr=subprocess.DEVNULL)
+    try:
+        while len((out / ".unfinished").names()) < 4:
+            assert job.poll() is None
+            time.sleep(0.02)
+    finally:
+        job.kill()
+        job.wait()
+    assert not out.holds(MANIFEST)
+    monkeypatch.setattr(preparing, "_MOST_ROWS", 3)
+    source = open_source("folder:toy", drawings)
+    noted = set((out / ".unfinished").names())
+    done = [tmp_path / "shards" / part.file for part in cut_up(source) if part.note in noted]
+    assert 3 <= len(done) < 33
+    times = [file.stat().st_mtime_ns for file in done[:3]]
+    made = prepare_shards(source, out)
+    assert [file.stat().st_mtime_ns for file in done[:3]] == times
+    assert sum(made.counts.values()) == len(source.records) - 1
+    assert len(list((tmp_path / "shards").rglob("*.parquet"))) == 33
+    assert not list((tmp_path / "shards").rglob(".*"))
+
+
 def test_two_at_once_do_not_spoil_each_other(connected, drawings, tmp_path):
     source, out = open_source("folder:toy", drawings), Folder.at(tmp_path / "shards")
     made, errors = [], []
@@ -123,6 +171,16 @@ def test_two_at_once_do_not_spoil_each_other(connected, drawings, tmp_path):
     assert not errors
     assert made[0] == made[1] == read_manifest(out)
     assert sum(made[0].counts.values()) == len(source.records) - 1
+
+
+def test_of_two_kinds_at_once_one_is_refused(drawings, tmp_path):
+    for number in range(20):
+        out = Folder.at(tmp_path / str(number))
+        with ThreadPoolExecutor(2) as pool:
+            claims = [pool.submit(preparing._claim, out, {"kept": kept}) for kept in (False, True)]
+        refused = [claim for claim in claims if claim.exception()]
+        assert len(refused) == 1
+        assert isinstance(refused[0].exception(), DataError)
 
 
 def test_other_pictures_and_other_files_are_left_alone(connected, drawings, tmp_path):
@@ -209,6 +267,23 @@ def test_a_full_disk_is_said_and_leaves_no_file(connected, drawings, tmp_path, m
     assert sum(prepare_shards(source, out).counts.values()) == len(source.records) - 1
 
 
+def test_a_disk_that_fills_within_a_part_is_said_and_leaves_no_file(drawings, tmp_path):
+    source, out = open_source("folder:toy", drawings), Folder.at(tmp_path / "shards")
+    part = cut_up(source)[0]
+    row, writer = part.row(source, sizes_of(source)), preparing._PartWriter(source, out, False)
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, usual[1]))
+        told = writer(row)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert told["failed"].startswith(f"{out} cannot be written: ")
+    assert told["failed"].endswith("File too large.")
+    assert not [path for path in (tmp_path / "shards").rglob("*") if path.is_file()]
+    assert not writer(row)["failed"]
+    assert out.sizes()[part.file] > 2000
+
+
 class FullDisk(preparing._PartWriter):
     def _pictures(self, part, records, sizes, rejected):
         with Path("/dev/full").open("wb", buffering=0) as full:
@@ -232,12 +307,25 @@ def bad_pictures():
 
 
 def odd_pictures(folder):
+    """Writes pictures of odd kinds; what the upper left of each is, once decoded."""
     grey = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16
     Image.new("CMYK", (64, 64), (0, 200, 0, 0)).save(folder / "cmyk.jpg")
-    Image.fromarray(grey).save(folder / "sixteen.png")
+    Image.fromarray(grey[::-1]).save(folder / "sixteen.png")
     frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
     frames[0].save(folder / "animated.gif", save_all=True, append_images=frames[1:])
-    return {"cmyk.jpg", "sixteen.png", "animated.gif"}
+    Image.new("RGBA", (600, 300), (0, 0, 255, 0)).save(folder / "clear.png")
+    turned = Image.new("RGB", (400, 800), "blue")
+    turned.paste("red", (0, 0, 400, 400))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # its upper side is on the right
+    turned.save(folder / "turned.jpg", exif=exif, quality=95)
+    return {
+        "cmyk.jpg": (255, 55, 255),
+        "sixteen.png": (251, 251, 251),
+        "animated.gif": (255, 0, 0),
+        "clear.png": (255, 255, 255),
+        "turned.jpg": (0, 0, 254),
+    }
 
 
 def test_a_bad_picture_costs_one_row_and_an_odd_one_none(connected, drawings, tmp_path):
@@ -262,8 +350,12 @@ def test_a_bad_picture_costs_one_row_and_an_odd_one_none(connected, drawings, tm
     assert set(rejected) == {*expected, "photo/circle/broken.png"}
     assert "lies outside its root" in rejected[f"photo/{folder.name}/link.png"]
     rows = made.rows("seen", "photo").take_all()
-    stored = {row["path"].rpartition("/")[2] for row in rows if row["class_name"] == folder.name}
-    assert odd <= stored
+    stored = {row["path"]: row["encoded"] for row in rows if row["class_name"] == folder.name}
+    for name, colour in odd.items():
+        picture = open_rgb(stored[f"photo/{folder.name}/{name}"])
+        assert np.abs(np.subtract(picture.getpixel((3, 3)), colour)).max() <= 4, name
+    assert open_rgb(stored[f"photo/{folder.name}/turned.jpg"]).size == (512, 256)
+    assert open_rgb(stored[f"photo/{folder.name}/clear.png"]).size == (512, 256)
 
 
 def test_parts_are_a_random_order_of_every_picture():
@@ -364,6 +456,11 @@ def test_large_pictures_become_smaller_unless_kept():
         small = Image.open(io.BytesIO(checked(raw.getvalue(), domain)))
         assert (small.size, small.format) == ((256, 512), kind)
         assert checked(raw.getvalue(), domain, keep=True) == raw.getvalue()
+    long = io.BytesIO()
+    Image.new("1", (300, 100_000)).save(long, "PNG")
+    assert checked(long.getvalue(), "sketch")
+    with pytest.raises(UndecodablePicture, match="300 x 100000 pixels are too long for JPEG"):
+        checked(long.getvalue(), "photo")
 
 
 def test_row_groups_have_8_to_16_mib_where_there_is_as_much(drawings, tmp_path, monkeypatch):
