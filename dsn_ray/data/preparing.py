@@ -13,6 +13,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import pairwise
@@ -40,6 +41,7 @@ _MOST_ROWS = 16_384  # of a part
 _REENCODED_BYTES = 64 * 2**10  # about the most that a picture of 256 px takes
 _LONGEST_JPEG = 65_500  # pixels
 _LARGEST_GROUP = 16 * 2**20
+_READERS = 8  # of notes and parts at a time, behind a URL
 _NOTES = ".unfinished"
 _SCHEMA = pa.schema(
     [
@@ -231,9 +233,10 @@ def _write_parts(
 def _written(out: Folder, parts: list[Part]) -> dict[str, dict[str, Any]]:
     """The notes of those parts that are there and whole, by file."""
     notes, sizes = out / _NOTES, out.sizes()
-    noted = set(notes.names())
-    found = {part.file: json.loads(notes.read(part.note)) for part in parts if part.note in noted}
-    return {file: note for file, note in found.items() if sizes.get(file) == note["bytes"]}
+    noted = {part.note for part in parts} & set(notes.names())
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = [json.loads(contents) for contents in pool.map(notes.read, noted)]
+    return {note["file"]: note for note in found if sizes.get(note["file"]) == note["bytes"]}
 
 
 def _finish(
@@ -293,16 +296,20 @@ def _discard(out: Folder) -> None:
 
 def _leaks(out: Folder, notes: list[dict[str, Any]]) -> str:
     """Says how many pictures of unseen classes have the same bytes as others, if any do."""
-    seen: set[str] = set()
-    unseen: dict[str, str] = {}
-    for note in notes:
+
+    def read(note: dict[str, Any]) -> tuple[list[str], list[str]]:
         with out.filesystem.open_input_file(f"{out.path}/{note['file']}") as file:
             rows = pq.ParquetFile(file).read(["sha256", "path"])
-        digests = rows["sha256"].to_pylist()
-        if note["split"] == "unseen":
-            unseen |= dict(zip(digests, rows["path"].to_pylist(), strict=True))
-        else:
-            seen.update(digests)
+        return rows["sha256"].to_pylist(), rows["path"].to_pylist()
+
+    seen: set[str] = set()
+    unseen: dict[str, str] = {}
+    with ThreadPoolExecutor(_READERS) as pool:
+        for note, (digests, paths) in zip(notes, pool.map(read, notes), strict=True):
+            if note["split"] == "unseen":
+                unseen |= dict(zip(digests, paths, strict=True))
+            else:
+                seen.update(digests)
     both = [unseen[digest] for digest in unseen.keys() & seen]
     if not both:
         return ""
