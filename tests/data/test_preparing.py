@@ -321,7 +321,7 @@ def odd_pictures(folder):
     turned.save(folder / "turned.jpg", exif=exif, quality=95)
     return {
         "cmyk.jpg": (255, 55, 255),
-        "sixteen.png": (251, 251, 251),
+        "sixteen.png": (239, 239, 239),
         "animated.gif": (255, 0, 0),
         "clear.png": (255, 255, 255),
         "turned.jpg": (0, 0, 254),
