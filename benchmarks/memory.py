@@ -36,7 +36,9 @@ def memory_watched(kind: Literal["Pss", "Pss_Anon"]) -> Iterator[list[float]]:
     watcher = threading.Thread(target=watch)
     watcher.start()
     risen: list[float] = []
-    yield risen
-    done.set()
-    watcher.join()
+    try:
+        yield risen
+    finally:
+        done.set()
+        watcher.join()
     risen.append(max(0, most - before) / 2**20)

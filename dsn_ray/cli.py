@@ -83,14 +83,15 @@ class _Plain(argparse.Action):
 
 def add_data_argument(to: argparse.ArgumentParser) -> None:
     """Adds `--data NAME=DIR`, which may be given several times."""
+    from dsn_ray.data.catalog import EMBEDDED, published_names
+
     to.add_argument(
         "--data",
         action="append",
         default=[],
         metavar="NAME=DIR",
-        help="raw data root or prepared shards of sketchy, sketchy:zeroshot2, tuberlin, quickdraw "
-        "or folder:LABEL; or one of the embedded openmoji-nature, openmoji-things (default: these "
-        "two)",
+        help=f"raw data root or prepared shards of {', '.join(published_names())} or folder:LABEL; "
+        f"or one of the embedded {', '.join(EMBEDDED)} (default: these)",
     )
 
 

@@ -318,6 +318,11 @@ class Place:
                 return f"{self.name}, line {self.lines[keys[:end]]}"
         return self.name
 
+    def below(self, key: str) -> "Place":
+        """The place of what stands below a key."""
+        lines = {keys[1:]: line for keys, line in self.lines.items() if keys[0] == key}
+        return Place(self.name, lines)
+
 
 def parse_config(tree: object, where: Place) -> Config:
     """Builds a configuration from nested mappings, as YAML gives them.

@@ -63,8 +63,8 @@ def main(arguments: list[str] | None) -> None:
     parsed = _arguments().parse_args(arguments)
     if parsed.out.suffix != ".npz":
         raise UserError(f"--out {parsed.out}: the name must end in .npz.")
-    cli.check_writable(parsed.out.parent, "--out")
     classes = _read_classes(parsed.classes)
+    cli.check_file(parsed.out, "--out")
     classes |= look_up([name for name, ids in classes.items() if not ids], parsed.wordnet)
     mask = build_mask(classes, parsed.wordnet, imagenet_wnids(), parsed.rule)
     np.savez_compressed(parsed.out, mask=mask, classes=np.array(list(classes)))

@@ -84,15 +84,16 @@ def _verify(
 def _print(report: "Report", console: "Console") -> None:
     from rich.table import Table
 
-    table = Table("split", "domain", "lines", "unique", "official", "missing", "undecodable")
+    def or_dash(count: int | None) -> str:
+        return "-" if count is None else str(count)
+
+    table = Table(
+        *("split", "domain", "lines", "official", "missing", "unique", "official", "undecodable")
+    )
     for count in report.counts:
         table.add_row(
-            count.split,
-            count.domain,
-            str(count.lines),
-            str(count.unique),
-            "-" if count.expected is None else str(count.expected),
-            str(count.missing),
+            *(count.split, count.domain, str(count.lines), or_dash(count.expected)),
+            *(str(count.missing), str(count.unique), or_dash(count.expected_unique)),
             str(count.undecodable),
         )
     console.print(table)
@@ -106,12 +107,12 @@ def _print(report: "Report", console: "Console") -> None:
         console.print(f"{report.note[0].upper()}{report.note[1:]}.")
     if report.absent:
         console.print(f"{len(report.absent)} classes are absent: {_some(report.absent)}.")
-    for split, classes in report.missing.items():
-        gaps = [
-            f"{name} {sum(domains.values())}"
-            for name, domains in sorted(classes.items(), key=lambda c: -sum(c[1].values()))
-        ]
-        console.print(f"{split} pictures that lists name and that are missing: {_some(gaps)}.")
+    if report.missing:
+        gaps = Table(*("missing from", "class", "sketches", "photos"))
+        for split, classes in report.missing.items():
+            for name, lost in classes.items():
+                gaps.add_row(split, name, str(lost.get("sketch", 0)), str(lost.get("photo", 0)))
+        console.print(gaps)
     for path, reason in report.undecodable[:_SHOWN]:
         console.print(f"{path}: {reason}")
     if len(report.undecodable) > _SHOWN:
@@ -191,16 +192,17 @@ def main(arguments: list[str] | None) -> None:
     """Runs the command."""
     parsed = _arguments().parse_args(arguments)
     _check(parsed)
-    cli.check_file(parsed.json, "--json")
     missing: list[Record] = []
     source = _open(parsed, missing if parsed.verify or parsed.partial else None)
+    cli.check_file(parsed.json, "--json")
     with cli.quiet_log("prepare") as console:
         if parsed.verify:
             _verify(parsed, source, missing, console)
         else:
             if missing:
+                lost = len({record.path for record in missing})
                 console.print(
-                    f"{len(missing)} pictures that lists name are not there and are left out.",
+                    f"{lost} pictures that lists name are not there and are left out.",
                     soft_wrap=True,
                 )
             _prepare(parsed, source, console)

@@ -19,8 +19,13 @@ from numpy.typing import NDArray
 
 from dsn_ray.config import OBJECTIVE, SEEN, Config
 from dsn_ray.data.batch import AUGMENTED_VIEWS, Batch
-from dsn_ray.data.catalog import validation_classes
-from dsn_ray.data.pictures import PictureTable, plain_batches, reading_order, rows_of_classes
+from dsn_ray.data.pictures import (
+    PictureTable,
+    plain_batches,
+    reading_order,
+    rows_of_classes,
+    split_labels,
+)
 from dsn_ray.data.stream import Decoders, PairStream
 from dsn_ray.learner import Learner
 from dsn_ray.model import DsnNetwork, Teacher, build_network
@@ -72,14 +77,7 @@ def _train(job: dict[str, Any], watch: Watch) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
 
-    held_out: tuple[str, ...] = ()
-    if job["validate"]:
-        held_out = validation_classes(
-            data.seen_classes, config.data.validation_classes, config.data.validation_seed
-        )
-    label_of = {name: label for label, name in enumerate(data.seen_classes)}
-    classes = np.array([label_of[name] for name in data.seen_classes if name not in held_out])
-    held_out_labels = np.array([label_of[name] for name in held_out], dtype=int)
+    classes, held_out_labels = split_labels(data.seen_classes, config.data, job["validate"])
     pictures = {"sketch": contents.sketches, "photo": contents.photos}
     tables = {domain: one.table() for domain, one in pictures.items()}
     sketches, photos = tables["sketch"], tables["photo"]

@@ -65,6 +65,7 @@ def as_sketchy(drawings, root):
         if (domain, part, number % 3) == ("sketch", "train", 0):
             part = "test"
         listed.setdefault((domain, part), []).append((path, shape))
+    listed["photo", "zero"].append(listed["photo", "zero"][0])  # as Sketchy's own lists do
     (root / "zeroshot1").mkdir()
     seen = sorted(set(SHAPES) - set(UNSEEN))
     names = {"sketch": "sketch_tx_000000000000_ready", "photo": "all_photo"}
@@ -107,7 +108,12 @@ def test_the_released_recipe_keeps_the_epoch_that_rates_held_out_sketches_best(
     assert about["metrics"]["seen_binary_mAP"] == pytest.approx(rated, abs=1e-6)
     again = ["--checkpoint", str(checkpoint), "--itq-fit", "training", "--json", "rows.json"]
     assert evaluate.main(again) == 0
-    assert len(json.loads((here / "rows.json").read_text())["rows"]) == 8
+    rows = json.loads((here / "rows.json").read_text())["rows"]
+    assert len(rows) == 8
+    assert {row["gallery"] for row in rows} == {3 * len(UNSEEN) * 2 + 1}
+    assert evaluate.main([*again, "--dedupe"]) == 0
+    rows = json.loads((here / "rows.json").read_text())["rows"]
+    assert {(row["gallery"], row["deduplicated"]) for row in rows} == {(3 * len(UNSEEN) * 2, True)}
 
 
 @pytest.mark.slow

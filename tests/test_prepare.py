@@ -26,7 +26,9 @@ def test_prepare_then_a_preview(attached, drawings, tmp_path, capfd, monkeypatch
     # Two classes, each with a row of sketches and one of photos: something is drawn in all four.
     for rows in np.array_split(sheet, 4):
         assert (rows < 200).mean() > 0.005
+    before = (tmp_path / "shards" / "preview.png").read_bytes()
     assert prepare.main(arguments) == 0
+    assert (tmp_path / "shards" / "preview.png").read_bytes() == before
 
 
 def test_verify_tells_and_fails_where_numbers_would_be_wrong(attached, drawings, tmp_path, capfd):
@@ -43,6 +45,12 @@ def test_verify_tells_and_fails_where_numbers_would_be_wrong(attached, drawings,
     assert said.err.startswith("error: 1 pictures lie in both seen and unseen classes")
 
 
+def rows_of(printed):
+    """The rows of printed tables."""
+    rows = (line.strip("│") for line in printed.splitlines() if line.startswith("│"))
+    return [[cell.strip() for cell in row.split("│")] for row in rows]
+
+
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the real pictures are not on this machine")
 def test_a_part_of_an_official_set_is_told_apart_from_all_of_it(attached, tmp_path, capfd):
     root = tmp_path / "Sketchy"
@@ -55,7 +63,8 @@ def test_a_part_of_an_official_set_is_told_apart_from_all_of_it(attached, tmp_pa
     assert prepare.main([f"sketchy={root}", "--verify"]) == 2
     said = capfd.readouterr()
     assert "sketchy: not the complete official set." in said.out
-    assert "unseen pictures that lists name and that are missing: swan 25." in said.out
+    assert ["unseen", "swan", "25", "0"] in rows_of(said.out)
+    assert ["unseen", "sketch", "625", "15229", "25", "600", "15229", "0"] in rows_of(said.out)
     assert "17 unseen classes are ImageNet's too" in said.out
     assert "1 classes have no sketch: swan." in said.err
 
@@ -71,6 +80,24 @@ def test_a_part_of_an_official_set_is_told_apart_from_all_of_it(attached, tmp_pa
     assert not made.official
 
 
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the real pictures are not on this machine")
+def test_a_part_of_tuberlin_is_verified_and_shown(attached, tmp_path, capfd):
+    data = f"tuberlin={SHARED_DATA / 'TUBerlin-standin'}"
+    assert prepare.main([data, "--verify"]) == 0
+    said = capfd.readouterr().out
+    assert "tuberlin: not the complete official set." in said
+    assert "148 classes are absent: " in said
+    assert "13 unseen classes are ImageNet's too" in said
+    assert ["unseen", "photo", "515", "27989", "0", "515", "27989", "0"] in rows_of(said)
+    out = tmp_path / "shards"
+    assert prepare.main([data, "--out", str(out), "--preview", "2"]) == 0
+    made = read_manifest(Folder.at(out))
+    assert (made.counts["heldout/sketch"], made.counts["unseen/photo"]) == (280, 515)
+    sheet = np.asarray(Image.open(out / "preview.png").convert("L"))
+    for rows in np.array_split(sheet, 4):
+        assert (rows < 200).mean() > 0.005
+
+
 NOBODY = "s3://a:b@bucket/raw?endpoint_override=127.0.0.1:1&scheme=http&region=us-east-1"
 
 
@@ -84,6 +111,7 @@ NOBODY = "s3://a:b@bucket/raw?endpoint_override=127.0.0.1:1&scheme=http&region=u
         (["folder:toy=HERE", "--out", "x", "--unseen", "2"], "a share between 0 and 1"),
         (["openmoji-nature", "--out", "x", "--unseen", "0.2"], "has its own split"),
         (["folder:toy=HERE", "--out", "no://where"], "no://where cannot be reached"),
+        (["sketchy=/nowhere", "--verify", "--json", "x/found.json"], "there is no folder /nowhere"),
         (["folder:toy=HERE", "--verify", "--json", "."], "this is a folder; name a file"),
         (["folder:toy=HERE", "--out", "x", "--json", "y"], "--json goes with --verify"),
         (["folder:toy=HERE", "--verify", "--keep"], "--keep goes with --out, not with --verify"),

@@ -25,6 +25,8 @@ Domain = Literal["sketch", "photo"]
 Split = Literal["seen", "heldout", "unseen"]
 
 _FETCHED_AT_ONCE = 16
+_FETCHED_AHEAD = 32
+_FETCHED_BYTES = 64 * 2**20
 
 DOMAINS: tuple[Domain, ...] = ("sketch", "photo")
 
@@ -91,27 +93,49 @@ class Source:
             return openmoji.render(record.path)
         return self.root.read(record.path)
 
-    def reading(self, records: Iterable[Record]) -> Iterator[Callable[[], bytes]]:
+    def reading(
+        self, records: Sequence[Record], sizes: Sequence[int]
+    ) -> Iterator[Callable[[], bytes]]:
         """Yields, picture by picture, what gives its bytes as `read` does.
 
-        Behind a URL several are fetched ahead, since each takes its time to come.
+        Behind a URL several are fetched ahead, since each takes its time to come, but few where
+        they are large.
+
+        Args:
+            records: the pictures.
+            sizes: of their files.
         """
         if self.root is None or self.root.is_local:
             yield from (partial(self.read, record) for record in records)
             return
-        coming: deque[Future[bytes]] = deque()
+        coming: deque[tuple[int, Future[bytes]]] = deque()
+        ahead = 0
         with ThreadPoolExecutor(_FETCHED_AT_ONCE) as pool:
-            for record in records:
-                coming.append(pool.submit(self.read, record))
-                if len(coming) == 2 * _FETCHED_AT_ONCE:
-                    yield coming.popleft().result
-            yield from (one.result for one in coming)
+            for record, size in zip(records, sizes, strict=True):
+                while coming and (ahead + size > _FETCHED_BYTES or len(coming) == _FETCHED_AHEAD):
+                    ahead -= coming[0][0]
+                    yield coming.popleft()[1].result
+                coming.append((size, pool.submit(self.read, record)))
+                ahead += size
+            yield from (one.result for _, one in coming)
 
-    def fingerprint(self) -> str:
+    def states(self) -> list[tuple[int, str]]:
+        """Size and time of change of each picture's file, in the order of the records.
+
+        Embedded pictures have none until they are drawn.
+        """
+        if self.root is None:
+            return [(0, "")] * len(self.records)
+        return self.root.states(record.path for record in self.records)
+
+    def fingerprint(self, states: Iterable[tuple[int, str]] | None = None) -> str:
         """Return a SHA-256 in hexadecimal that changes whenever the pictures may have changed.
 
         It covers the name, the classes, the records, and each file's size and time of change, or
         for embedded pictures whatever they are drawn with.
+
+        Args:
+            states: as `states` gives them, where they are known.
         """
         lines = [self.name, *self.seen_classes, "", *self.unseen_classes, ""]
         lines += ["\t".join((r.path, r.class_name, r.domain, r.split)) for r in self.records]
@@ -120,13 +144,19 @@ class Source:
 
             lines.append(openmoji.drawn_with())
         else:
-            lines += self.root.states(dict.fromkeys(record.path for record in self.records))
+            by_path = zip((r.path for r in self.records), states or self.states(), strict=True)
+            lines += [f"{size} {changed}" for size, changed in dict(by_path).values()]
         return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()
 
 
 EMBEDDED = ("openmoji-nature", "openmoji-things")
-OFFICIAL = ("sketchy", "sketchy:zeroshot2", "tuberlin", "quickdraw")
-KNOWN = (*OFFICIAL, *EMBEDDED, "folder:LABEL")
+
+
+def published_names() -> tuple[str, ...]:
+    """The names of the published data sets."""
+    from dsn_ray.data.official import PUBLISHED
+
+    return tuple(PUBLISHED)
 
 
 def parse_data_argument(text: str) -> tuple[str, str | None]:
@@ -155,11 +185,11 @@ def open_source(
     """Open a data set and check that every picture it names is there.
 
     Args:
-        name: one of `KNOWN`.
+        name: of a published or embedded data set, or `folder:LABEL`.
         root: the folder of the data set, or a root behind a URL; None for an embedded one.
-        unseen: how the unseen classes of a folder without `unseen.txt` are chosen.
-        missing: gains the pictures that lists name and that are not there, and classes may lack
-            pictures; None if all must be there.
+        unseen: how the unseen classes of a folder are chosen, which has no `unseen.txt` then.
+        missing: gains the pictures that lists name and that are not there, as often as they do, and
+            classes may lack pictures; None if all must be there.
 
     Raises:
         DataError: the name, the folder, a list or a picture is not as it should be; the message
@@ -176,7 +206,7 @@ def open_source(
         raise DataError(f"{name} needs the folder that holds it: write {name}=DIR.")
     if isinstance(root, Path):
         root = LocalRoot(root.expanduser().resolve())
-    if name in OFFICIAL:
+    if name in published_names():
         from dsn_ray.data.official import open_official
 
         return open_official(name, root, missing)
@@ -227,5 +257,8 @@ def validation_classes(seen_classes: Sequence[str], count: int, seed: int) -> tu
 
 
 def _check_name(name: str) -> None:
-    if name not in (*OFFICIAL, *EMBEDDED) and not re.fullmatch(r"folder:[\w.-]+", name):
-        raise DataError(f"There is no data set {name!r}; known are {', '.join(KNOWN)}.")
+    known = (*published_names(), *EMBEDDED)
+    if name not in known and not re.fullmatch(r"folder:[\w.-]+", name):
+        raise DataError(
+            f"There is no data set {name!r}; known are {', '.join(known)} and folder:LABEL."
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from unicodedata import normalize
 
 from dsn_ray.data.catalog import DOMAINS, RandomUnseen, Record, Source, ranked_by_chance
 from dsn_ray.data.roots import DataError, Root
@@ -26,18 +27,32 @@ def open_folder(
     """
     require_folders(name, root, DOMAINS)
     classes = sorted({name for domain in DOMAINS for name in root.folder_names(domain)})
+    by_form: dict[str, str] = {}
+    for of in classes:
+        if by_form.setdefault(normalize("NFC", of), of) != of:
+            raise DataError(
+                f"{root} has two spellings of the class {of!r}, which look the same but differ in "
+                "their Unicode form; rename the folders of one domain like those of the other."
+            )
     file = f"{root}/unseen.txt"
-    unseen = tuple(dict.fromkeys(line for _, line in root.lines("unseen.txt")))
-    if not unseen and chosen is not None:
+    named = dict.fromkeys(line for _, line in root.lines("unseen.txt"))
+    if named and chosen is not None:
+        raise DataError(f"{file} names the unseen classes, so --unseen has nothing to choose.")
+    if unknown := [line for line in named if normalize("NFC", line) not in by_form]:
+        raise DataError(f"{file} names classes that {root} has not: {some(unknown)}.")
+    unseen = tuple(by_form[normalize("NFC", line)] for line in named)
+    if chosen is not None:
         count = max(1, round(chosen.share * len(classes)))
         unseen = tuple(sorted(ranked_by_chance(classes, chosen.seed)[:count]))
     if not unseen:
-        raise DataError(f"{file} is missing or empty: name one unseen class a line.")
-    if unknown := [name for name in unseen if name not in classes]:
-        raise DataError(f"{file} names classes that {root} has not: {some(unknown)}.")
+        raise DataError(
+            f"{file} is missing or empty: name one unseen class a line, or let `prepare --unseen "
+            "0.2` choose."
+        )
     seen = tuple(name for name in classes if name not in unseen)
     if not seen:
-        raise DataError(f"{file} names every class of {root}, which leaves no seen class.")
+        chooser = file if named else "--unseen"
+        raise DataError(f"{chooser} takes every class of {root}, which leaves no seen class.")
     records = tuple(
         Record(path, of, domain, "unseen" if of in unseen else "seen")
         for domain in DOMAINS

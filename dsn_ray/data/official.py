@@ -1,9 +1,8 @@
 """The published data sets: how they lie on disk, their lists, and their splits of the classes.
 
 Where a copy comes with the list files of SAKE's authors (Liu et al., ICCV 2019), they say what it
-holds; where it comes without, the class splits in `files/splits` and the folders do. How copies
-lie on disk is data: `PUBLISHED` has the layouts of each data set, and the first whose folders are
-there is taken. To add a data set is to add its layouts and its split.
+holds; where it comes without, the split of the classes and the folders do. What is known of a data
+set is a YAML file in `files/sets`, with the fields of `Published`; to add one is to add a file.
 """
 
 from __future__ import annotations
@@ -11,37 +10,41 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dsn_ray.config import explain, load_yaml
 from dsn_ray.data.catalog import DOMAINS, Domain, Record, Source, Split
 from dsn_ray.data.folders import pictures_of, require_folders, some
-from dsn_ray.data.roots import DataError, LocalRoot, Root
-
-SPLITS = LocalRoot(Path(__file__).resolve().with_name("files") / "splits")
+from dsn_ray.data.roots import DataError, Root
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
+class _Known(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Listing(_Known):
     """One list file of a published data set.
 
     Attributes:
         file: its name within the folder of lists.
         domain: what its pictures are.
         split: where they belong.
-        lines: how many the official list has.
+        lines: how many the official list has; 0 where nobody knows.
+        unique: how many different pictures these name; 0 for as many.
         may_be_missing: whether the folders then give the pictures of the classes.
     """
 
     file: str
     domain: Domain
     split: Split
-    lines: int
+    lines: int = 0
+    unique: int = 0
     may_be_missing: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(_Known):
     """One way in which copies of a published data set lie on disk.
 
     Attributes:
@@ -50,108 +53,59 @@ class Layout:
     """
 
     sketches: str
-    photos: tuple[str, ...]
+    photos: tuple[str, ...] = Field(min_length=1)
 
     def folders(self, domain: Domain) -> tuple[str, ...]:
         """The folders of class folders of a domain."""
         return (self.sketches,) if domain == "sketch" else self.photos
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
+class Published(_Known):
     """A published data set with one split of its classes.
 
     Attributes:
-        layouts: ways in which copies lie on disk.
-        split: the class names are in `files/splits/<split>_seen.txt` and `_unseen.txt`.
+        layouts: ways in which copies lie on disk; the first whose folders are there is taken.
+        seen: the seen classes, as class folders are called.
+        unseen: the unseen ones.
         lists: the folder of the lists of pictures and of `cname_cid.txt` and `cname_cid_zero.txt`,
             the seen and the unseen classes with their ids.
         listings: the list files; none where no lists are known.
-        classes: the official numbers of seen and unseen classes.
         semantics: which semantic mask the classes have.
     """
 
-    layouts: tuple[Layout, ...]
-    split: str
-    lists: str
-    listings: tuple[Listing, ...]
-    classes: tuple[int, int]
-    semantics: str
+    layouts: tuple[Layout, ...] = Field(min_length=1)
+    seen: tuple[str, ...] = Field(min_length=1)
+    unseen: tuple[str, ...] = Field(min_length=1)
+    lists: str = ""
+    listings: tuple[Listing, ...] = ()
+    semantics: str = "none"
 
-    def class_names(self) -> list[str]:
-        """The classes of the split, seen and then unseen, as class folders are called."""
-        return [
-            line
-            for part in ("seen", "unseen")
-            for _, line in SPLITS.lines(f"{self.split}_{part}.txt")
-        ]
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """All classes, seen and then unseen."""
+        return self.seen + self.unseen
 
 
-_SKETCHY_LAYOUTS = (
-    Layout(
-        "256x256/sketch/tx_000000000000_ready",
-        ("256x256/photo/tx_000000000000_ready", "EXTEND_image_sketchy_ready"),
-    ),
-    Layout("sketch/tx_000000000000", ("photo/tx_000000000000", "EXTEND_image_sketchy")),
-    Layout(
-        "256x256/sketch/tx_000000000000",
-        ("256x256/photo/tx_000000000000", "EXTEND_image_sketchy"),
-    ),
-)
+def read_sets(folder: Path) -> dict[str, Published]:
+    """The data sets that the YAML files of a folder describe, by name.
+
+    Raises:
+        UserError: a file is not as it should be.
+    """
+    sets = {}
+    for file in sorted(folder.glob("*.yaml")):
+        tree, place = load_yaml(file)
+        if not isinstance(tree, dict):
+            raise DataError(f"{file} should give the fields of a data set below its name.")
+        for name, fields in tree.items():
+            try:
+                sets[name] = Published.model_validate(fields)
+            except ValidationError as error:
+                raise DataError(explain(error, place.below(name), Published)) from None
+    return sets
 
 
-def _sketchy_listings(*lines: int) -> tuple[Listing, ...]:
-    sketch = "sketch_tx_000000000000_ready_filelist"
-    return (
-        Listing(f"{sketch}_train.txt", "sketch", "seen", lines[0]),
-        Listing(f"{sketch}_test.txt", "sketch", "heldout", lines[1]),
-        Listing(f"{sketch}_zero.txt", "sketch", "unseen", lines[2]),
-        Listing("all_photo_filelist_train.txt", "photo", "seen", lines[3]),
-        Listing("all_photo_filelist_zero.txt", "photo", "unseen", lines[4]),
-    )
-
-
-PUBLISHED = {
-    "sketchy": Published(
-        layouts=_SKETCHY_LAYOUTS,
-        split="sketchy_zeroshot1",
-        lists="zeroshot1",
-        listings=_sketchy_listings(55_252, 5_000, 15_229, 68_401, 17_101),
-        classes=(100, 25),
-        semantics="sketchy",
-    ),
-    "sketchy:zeroshot2": Published(
-        layouts=_SKETCHY_LAYOUTS,
-        split="sketchy_zeroshot2",
-        lists="zeroshot2",
-        listings=_sketchy_listings(0, 0, 0, 0, 0),  # the official numbers are not known
-        classes=(104, 21),
-        semantics="sketchy",
-    ),
-    "tuberlin": Published(
-        layouts=(Layout("png_ready", ("ImageResized_ready",)),),
-        split="tuberlin",
-        lists="zeroshot",
-        listings=(
-            Listing("png_ready_filelist_train.txt", "sketch", "seen", 15_400),
-            Listing("png_ready_filelist_test.txt", "sketch", "heldout", 2_200),
-            Listing("png_ready_filelist_zero.txt", "sketch", "unseen", 2_400),
-            Listing("ImageResized_ready_filelist_zero.txt", "photo", "unseen", 27_989),
-            # Every public copy of the lists lacks this one.
-            Listing("ImageResized_ready_filelist_train.txt", "photo", "seen", 176_500, True),
-        ),
-        classes=(220, 30),
-        semantics="tuberlin",
-    ),
-    "quickdraw": Published(
-        layouts=(Layout("QuickDraw_sketches_final", ("QuickDraw_images_final",)),),
-        split="quickdraw",
-        lists="",
-        listings=(),
-        classes=(80, 30),
-        semantics="none",
-    ),
-}
+PUBLISHED = read_sets(Path(__file__).with_name("files") / "sets")
 
 
 def open_official(name: str, root: Root, missing: list[Record] | None = None) -> Source:
@@ -196,10 +150,10 @@ def _open_listed(
         classes = unseen if listing.split == "unseen" else seen
         pairs, lost = _read_list(root, file, classes)
         if lost and missing is None:
-            names = some([path for path, _ in lost])
+            names = list(dict.fromkeys(path for path, _ in lost))
             raise DataError(
-                f"{root}/{file} names {len(lost)} pictures not in {root}: {names}. With --partial "
-                "`prepare` leaves them out."
+                f"{root}/{file} names {len(names)} pictures not in {root}: {some(names)}. With "
+                "--partial `prepare` leaves them out."
             )
         if missing is not None:
             missing += [Record(path, of, listing.domain, listing.split) for path, of in lost]
@@ -214,7 +168,7 @@ def _open_listed(
             )
         records += [Record(path, of, listing.domain, listing.split) for path, of in pairs]
     counts = Counter((record.domain, record.split) for record in records)
-    official = (len(seen), len(unseen)) == published.classes and all(
+    official = (len(seen), len(unseen)) == (len(published.seen), len(published.unseen)) and all(
         counts[listing.domain, listing.split] == listing.lines for listing in published.listings
     )
     about = (official, published.semantics, "; ".join(notes))
@@ -228,10 +182,7 @@ def _open_unlisted(name: str, root: Root, published: Published, layout: Layout) 
         firsts = [layout.folders(domain)[0] for domain in DOMAINS]
         return tuple(n for n in names if all(root.file_names(f"{f}/{n}") for f in firsts))
 
-    seen, unseen = (
-        present([line for _, line in SPLITS.lines(f"{published.split}_{part}.txt")])
-        for part in ("seen", "unseen")
-    )
+    seen, unseen = present(published.seen), present(published.unseen)
     for part, classes in (("seen", seen), ("unseen", unseen)):
         if not classes:
             raise DataError(f"{root} has pictures of none of the {part} classes of {name}.")
@@ -243,17 +194,14 @@ def _open_unlisted(name: str, root: Root, published: Published, layout: Layout) 
         for folder in layout.folders(domain)
         for path, of in pictures_of(root, folder, classes, may_lack=True)
     ]
-    note = f"there are no lists, so the split of the classes is {published.split}'s"
+    note = f"there are no lists, so the split of the classes is the one known for {name}"
     return Source(name, root, tuple(records), seen, unseen, False, published.semantics, note)
 
 
 def _read_list(
     root: Root, file: str, classes: Sequence[str]
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Read lines `<path> <class id>` as (path, class): first those whose picture is there.
-
-    The others are given once each, however often the list repeats them.
-    """
+    """Read lines `<path> <class id>` as (path, class): first those whose picture is there."""
     pairs = []
     for number, path, label in _read_id_lines(root, file):
         if "\0" in path or not {"", ".", ".."}.isdisjoint(path.split("/")):
@@ -265,16 +213,14 @@ def _read_list(
             )
         pairs.append((path, classes[label]))
     present: dict[str, set[str]] = {}
-    there, lost = [], {}
+    there: list[tuple[str, str]] = []
+    lost: list[tuple[str, str]] = []
     for path, of in pairs:
         folder, _, name = path.rpartition("/")
         if folder not in present:
             present[folder] = root.file_names(folder)
-        if name in present[folder]:
-            there.append((path, of))
-        else:
-            lost[path] = of
-    return there, list(lost.items())
+        (there if name in present[folder] else lost).append((path, of))
+    return there, lost
 
 
 def _read_classes(root: Root, file: str) -> tuple[str, ...]:

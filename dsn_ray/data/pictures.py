@@ -6,6 +6,8 @@ are wanted. Both give the same table of rows by number.
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -17,6 +19,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 
+from dsn_ray.data.catalog import validation_classes
 from dsn_ray.data.roots import DataError
 from dsn_ray.data.shards import Shards
 from dsn_ray.data.storage import Folder
@@ -25,9 +28,11 @@ from dsn_ray.data.views import decode
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from dsn_ray.config import DataConfig
     from dsn_ray.data.catalog import Domain, Split
 
 _SHARE_OF_STORE = 0.15  # for each split and domain; a sweep on two data sets loads six at a time
+_READERS = 8  # at a time, each waiting for a disk or an object store
 WINDOW_BYTES = 96 * 2**20
 """How much of the encoded pictures an epoch's order mixes at a time.
 
@@ -60,6 +65,9 @@ class PictureTable(Protocol):
     groups: NDArray[np.int64]
     window: int
     is_judged: bool
+
+    def expect(self, rows: NDArray[np.int64]) -> None:
+        """Begins to read what these rows need, as they will be wanted soon."""
 
     def pixels(self, row: int) -> NDArray[np.uint8]:
         """One picture, uint8 `[3, px, px]`."""
@@ -183,6 +191,9 @@ class _HeldTable:
         self.window = pictures.window
         self.is_judged = "teacher" in self._columns
 
+    def expect(self, rows: NDArray[np.int64]) -> None:
+        """They are there."""
+
     def pixels(self, row: int) -> NDArray[np.uint8]:
         px = self._pictures.px
         cell = self._columns["picture"][int(self._places[row])].as_buffer()
@@ -225,47 +236,64 @@ class _StoredTable:
 
     def __init__(self, pictures: StoredPictures) -> None:
         self._pictures = pictures
-        self._lock = Lock()
-        self._kept: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
-        self._sources: list[tuple[str, int]] = []
-        columns, sizes = [], []
-        for name in pictures.folder.names():
-            with self._open(name) as file:
-                columns.append(file.read(["id", "label", "group"]))
-                for group in range(file.num_row_groups):
-                    self._sources.append((name, group))
-                    sizes.append(file.metadata.row_group(group).num_rows)
-        table = pa.concat_tables(columns)
+        self._lock, self._pool = Lock(), ThreadPoolExecutor(_READERS)
+        self._kept: OrderedDict[int, Future[pa.ChunkedArray]] = OrderedDict()
+        names = pictures.folder.names()
+        opened = list(self._pool.map(self._ids_of, names))
+        self._metadata = dict(zip(names, (metadata for metadata, _ in opened), strict=True))
+        self._sources = [
+            (name, group)
+            for name, metadata in self._metadata.items()
+            for group in range(metadata.num_row_groups)
+        ]
+        self._sizes = [self._metadata[n].row_group(group).num_rows for n, group in self._sources]
+        table = pa.concat_tables([columns for _, columns in opened])
         unordered = table["id"].to_numpy()
         self._places = np.argsort(unordered, kind="stable")
         self.ids = unordered[self._places]
         self.labels = table["label"].to_numpy()[self._places]
         self.groups = table["group"].to_numpy()[self._places]
         self.window = pictures.window
-        self._starts = np.concatenate([[0], np.cumsum(sizes)])
-        self._most_kept = 2 * (pictures.window + max(sizes))
+        self._starts = np.concatenate([[0], np.cumsum(self._sizes)])
+        self._most_kept = 2 * (pictures.window + max(self._sizes))
         self._logits = None if pictures.logits is None else ray.get(pictures.logits)
         self.is_judged = self._logits is not None
 
-    def _open(self, name: str) -> pq.ParquetFile:
+    def _open(self, name: str, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
         folder = self._pictures.folder
-        return pq.ParquetFile(f"{folder.path}/{name}", filesystem=folder.filesystem)
+        path = f"{folder.path}/{name}"
+        return pq.ParquetFile(path, filesystem=folder.filesystem, metadata=metadata)
 
-    def _group(self, group: int) -> pa.ChunkedArray:
+    def _ids_of(self, name: str) -> tuple[pq.FileMetaData, pa.Table]:
+        with self._open(name) as file:
+            return file.metadata, file.read(["id", "label", "group"])
+
+    def _read(self, group: int) -> pa.ChunkedArray:
+        name, number = self._sources[group]
+        with self._open(name, self._metadata[name]) as file:
+            return file.read_row_group(number, ["encoded"])["encoded"]
+
+    def _group(self, group: int) -> Future[pa.ChunkedArray]:
+        """A row group that is read, or begins to be."""
         with self._lock:
             if group not in self._kept:
-                name, number = self._sources[group]
-                with self._open(name) as file:
-                    self._kept[group] = file.read_row_group(number, ["encoded"])["encoded"]
-                while sum(map(len, self._kept.values())) > self._most_kept:
+                self._kept[group] = self._pool.submit(self._read, group)
+                while sum(self._sizes[kept] for kept in self._kept) > self._most_kept:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(group)
             return self._kept[group]
 
+    def _groups_of(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.searchsorted(self._starts, places, side="right") - 1
+
+    def expect(self, rows: NDArray[np.int64]) -> None:
+        for group in np.unique(self._groups_of(self._places[rows])):
+            self._group(int(group))
+
     def pixels(self, row: int) -> NDArray[np.uint8]:
-        place = int(self._places[row])
-        group = int(np.searchsorted(self._starts, place, side="right")) - 1
-        cell = self._group(group)[place - int(self._starts[group])]
+        place = self._places[row]
+        group = int(self._groups_of(place))
+        cell = self._group(group).result()[int(place - self._starts[group])]
         return decode(cell.as_py(), self._pictures.px)
 
     def teacher(self, rows: NDArray[np.int64]) -> torch.Tensor:
@@ -276,6 +304,29 @@ class _StoredTable:
 
 Pictures = HeldPictures | StoredPictures
 """The pictures of one split and domain; small enough to be sent to workers."""
+
+
+def split_labels(
+    seen_classes: Sequence[str], config: "DataConfig", validate: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The labels of the seen classes to train on, and of those held out to validate on.
+
+    Whatever training and validation look at is chosen by these, from pictures of seen classes.
+
+    Args:
+        seen_classes: class of each label.
+        config: how many are held out, and which.
+        validate: whether any are.
+
+    Raises:
+        DataError: If so many cannot be held out.
+    """
+    held_out: tuple[str, ...] = ()
+    if validate:
+        chosen = config.validation_classes, config.validation_seed
+        held_out = validation_classes(seen_classes, *chosen)
+    is_held_out = np.isin(np.array(seen_classes), held_out)
+    return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
 
 def rows_of_classes(

@@ -12,30 +12,36 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from itertools import pairwise
 from operator import itemgetter
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
+from numpy.typing import NDArray
 from PIL import Image
 
 from dsn_ray.data.catalog import DOMAINS, Domain, Record, Source, Split
-from dsn_ray.data.decoding import open_rgb
+from dsn_ray.data.decoding import UndecodablePicture, decode_all, opened, upright_rgb
 from dsn_ray.data.roots import DataError, RootError
 from dsn_ray.data.shards import FORMAT, MANIFEST, REJECTED, Shards, read_manifest, where_it_lies
 from dsn_ray.data.storage import Folder
 
 SHORT_SIDE = 256
 SEED = 0
-_MOST_ROWS = 4096
-_LEAST_ROWS = 64
-_PARTS = 32  # of a small data set, for many workers to share
-_ROW_GROUP_BYTES = 12 * 2**20
+_PART_BYTES = 32 * 2**20
+_MOST_ROWS = 16_384  # of a part
+_REENCODED_BYTES = 64 * 2**10  # about the most that a picture of 256 px takes
+_LONGEST_JPEG = 65_500  # pixels
+_LARGEST_GROUP = 16 * 2**20
+_READERS = 8  # of notes and parts at a time, behind a URL
 _NOTES = ".unfinished"
 _SCHEMA = pa.schema(
     [
@@ -50,6 +56,7 @@ _SCHEMA = pa.schema(
 )
 _COMPRESSION = {name: "none" if name == "encoded" else "zstd" for name in _SCHEMA.names}
 
+_Item = TypeVar("_Item")
 Progress = Callable[[int, int], None]
 
 
@@ -79,28 +86,43 @@ class Part:
         """The file that says that this part is written, and what became of its pictures."""
         return f"{self.split}-{self.domain}-{self.number:05d}.json"
 
-    def row(self, source: Source) -> dict[str, Any]:
+    def row(self, source: Source, sizes: Sequence[int]) -> dict[str, Any]:
         """This part as a row of the job's Ray Dataset."""
         records = [source.records[i] for i in self.ids]
         return {
             **asdict(self),
             "paths": [record.path for record in records],
             "class_names": [record.class_name for record in records],
+            "sizes": [sizes[i] for i in self.ids],
         }
 
 
-def parts_of(source: Source) -> list[Part]:
-    """Cuts the data set into parts; nothing but its records decides how."""
-    most = min(_MOST_ROWS, max(_LEAST_ROWS, len(source.records) // _PARTS))
+def parts_of(source: Source, sizes: Sequence[int], keep: bool = False) -> list[Part]:
+    """Cuts the data set into parts of about 32 MiB as they will be stored.
+
+    Nothing but its records and the sizes of their files decides how.
+    """
+    stored = np.array(sizes)
+    if not keep:
+        stored = stored.clip(max=_REENCODED_BYTES)
     ids: dict[tuple[Split, Domain], list[int]] = {}
     for i, record in enumerate(source.records):
         ids.setdefault((record.split, record.domain), []).append(i)
     parts = []
     for (split, domain), some in sorted(ids.items()):
-        order = np.random.default_rng(SEED).permutation(some).tolist()
-        for number, start in enumerate(range(0, len(order), most)):
-            parts.append(Part(split, domain, number, order[start : start + most]))
+        order = np.random.default_rng(SEED).permutation(some)
+        count = max(round(stored[some].sum() / _PART_BYTES), -(-len(some) // _MOST_ROWS))
+        for number, run in enumerate(_cut(order.tolist(), stored[order], count)):
+            parts.append(Part(split, domain, number, run))
     return parts
+
+
+def _cut(items: list[_Item], sizes: Sequence[int] | NDArray[Any], count: int) -> list[list[_Item]]:
+    """Cuts a list into so many runs, of about the same size each."""
+    ends = np.cumsum(np.maximum(sizes, 1))
+    run = (ends - 1) * count // ends[-1]
+    starts = np.flatnonzero(np.diff(run, prepend=-1)).tolist()
+    return [items[start:end] for start, end in pairwise([*starts, len(items)])]
 
 
 def prepare_shards(
@@ -121,21 +143,31 @@ def prepare_shards(
         DataError: If `out` holds shards of other pictures or cannot be written, or if no picture
             of a split decodes.
     """
-    fingerprint = source.fingerprint()
-    asked = {"format": FORMAT, "fingerprint": fingerprint, "kept": keep}
+    states = source.states()
+    sizes = [size for size, _ in states]
+    fingerprint = source.fingerprint(states)
+    cut = [SEED, SHORT_SIDE, _PART_BYTES, _MOST_ROWS, _REENCODED_BYTES, _LARGEST_GROUP]
+    asked = {"format": FORMAT, "fingerprint": fingerprint, "kept": keep, "cut": cut}
     try:
         if out.holds(MANIFEST):
             return _finished(out, fingerprint, keep)
         _claim(out, asked)
-        notes = _write_parts(source, out, keep, progress or (lambda done, total: None))
+        notes = _write_parts(source, sizes, out, keep, progress or (lambda done, total: None))
         return _finish(source, out, asked, notes)
     except (OSError, DataError) as error:
-        if out.holds(MANIFEST):  # another job was here first, and took the notes away
+        if _is_finished(out):  # another job was here first, and took the notes away
             (out / _NOTES).remove()
             return _finished(out, fingerprint, keep)
         if isinstance(error, DataError):
             raise
         raise DataError(_unwritable(out, error)) from None
+
+
+def _is_finished(out: Folder) -> bool:
+    try:
+        return out.holds(MANIFEST)
+    except OSError:
+        return False
 
 
 def _unwritable(out: Folder, error: OSError) -> str:
@@ -162,24 +194,26 @@ def _claim(out: Folder, asked: dict[str, Any]) -> None:
     notes, name = out / _NOTES, "job"
     if out.is_used() and not notes.exists():
         raise DataError(f"{out} holds other files; choose a new folder.")
-    if notes.holds(name) and json.loads(notes.read(name)) != asked:
+    if not notes.holds(name):
+        notes.write(name, json.dumps(asked).encode(), once=True)
+    if json.loads(notes.read(name)) != asked:
         raise DataError(
             f"{out} holds a part of the shards of other pictures, or of these prepared in another "
             "way; remove it or choose another folder."
         )
-    notes.write(name, json.dumps(asked).encode())
 
 
 def _write_parts(
-    source: Source, out: Folder, keep: bool, progress: Progress
+    source: Source, sizes: Sequence[int], out: Folder, keep: bool, progress: Progress
 ) -> list[dict[str, Any]]:
-    parts = parts_of(source)
-    written = set((out / _NOTES).names())
-    missing = [part for part in parts if part.note not in written]
-    done = sum(len(part.ids) for part in parts if part.note in written)
+    parts = parts_of(source, sizes, keep)
+    written = _written(out, parts)
+    missing = [part for part in parts if part.file not in written]
+    done = len(source.records) - sum(len(part.ids) for part in missing)
     progress(done, len(source.records))
     if missing:
-        rows = [part.row(source) for part in missing]
+        missing.sort(key=lambda part: -len(part.ids))  # short tasks last, so that all end at once
+        rows = [part.row(source, sizes) for part in missing]
         writer = _PartWriter(replace(source, records=()), out, keep)
         # Every part must be written where the others are, and pictures read where they are.
         place = {**where_it_lies(source.root), **where_it_lies(out)}
@@ -189,7 +223,20 @@ def _write_parts(
                 raise DataError(row["failed"])
             done += row["pictures"]
             progress(done, len(source.records))
-    return [json.loads((out / _NOTES).read(part.note)) for part in parts]
+    written = _written(out, parts)
+    for part in parts:
+        if part.file not in written:
+            raise DataError(f"{out / part.file} vanished; the same command goes on.")
+    return [written[part.file] for part in parts]
+
+
+def _written(out: Folder, parts: list[Part]) -> dict[str, dict[str, Any]]:
+    """The notes of those parts that are there and whole, by file."""
+    notes, sizes = out / _NOTES, out.sizes()
+    noted = {part.note for part in parts} & set(notes.names())
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = [json.loads(contents) for contents in pool.map(notes.read, noted)]
+    return {note["file"]: note for note in found if sizes.get(note["file"]) == note["bytes"]}
 
 
 def _finish(
@@ -208,7 +255,7 @@ def _finish(
     for domain in DOMAINS:
         for split in ("seen", "unseen"):
             if not good[f"{split}/{domain}"]:
-                out.remove()
+                _discard(out)
                 raise DataError(f"{source.name} has no {split} {domain} that decodes.")
     lines = [json.dumps({"path": r["path"], "reason": r["reason"]}) + "\n" for r in rejected]
     out.write(REJECTED, "".join(lines).encode())
@@ -219,7 +266,7 @@ def _finish(
         "unseen_classes": source.unseen_classes,
         "official": source.official and not rejected,
         "semantics": source.semantics,
-        "note": source.note,
+        "note": "; ".join(filter(None, (source.note, _leaks(out, notes)))),
         "counts": dict(sorted(good.items())),
         "sizes": dict(sorted(sizes.items())),
         "rejected": len(rejected),
@@ -232,7 +279,41 @@ def _finish(
     }
     out.write(MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
     (out / _NOTES).remove()
+    if out.is_local:
+        for left in Path(out.path).glob("split=*/domain=*/.part-*"):  # by a task that was killed
+            left.unlink(missing_ok=True)
     return read_manifest(out)
+
+
+def _discard(out: Folder) -> None:
+    """Takes away what was written, and no file of anybody else."""
+    for split in ("seen", "heldout", "unseen"):
+        (out / f"split={split}").remove()
+    (out / _NOTES).remove()
+    if out.is_local and not out.is_used():
+        out.remove()
+
+
+def _leaks(out: Folder, notes: list[dict[str, Any]]) -> str:
+    """Says how many pictures of unseen classes have the same bytes as others, if any do."""
+
+    def read(note: dict[str, Any]) -> tuple[list[str], list[str]]:
+        with out.filesystem.open_input_file(f"{out.path}/{note['file']}") as file:
+            rows = pq.ParquetFile(file).read(["sha256", "path"])
+        return rows["sha256"].to_pylist(), rows["path"].to_pylist()
+
+    seen: set[str] = set()
+    unseen: dict[str, str] = {}
+    with ThreadPoolExecutor(_READERS) as pool:
+        for note, (digests, paths) in zip(notes, pool.map(read, notes), strict=True):
+            if note["split"] == "unseen":
+                unseen |= dict(zip(digests, paths, strict=True))
+            else:
+                seen.update(digests)
+    both = [unseen[digest] for digest in unseen.keys() & seen]
+    if not both:
+        return ""
+    return f"{len(both)} pictures lie in both seen and unseen classes, as {min(both)} does"
 
 
 class _PartWriter:
@@ -248,47 +329,56 @@ class _PartWriter:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         part = Part(row["split"], row["domain"], row["number"], [int(i) for i in row["ids"]])
         try:
-            self._write(part, row["paths"], row["class_names"])
+            self._write(part, row["paths"], row["class_names"], row["sizes"])
         except OSError as error:
             return {"pictures": 0, "failed": _unwritable(self._out, error)}
         except RootError as error:
             return {"pictures": 0, "failed": str(error)}
         return {"pictures": len(part.ids), "failed": ""}
 
-    def _write(self, part: Part, paths: Iterable[str], class_names: Iterable[str]) -> None:
+    def _write(
+        self,
+        part: Part,
+        paths: Iterable[str],
+        class_names: Iterable[str],
+        sizes: Sequence[int],
+    ) -> None:
         rejected: list[dict[str, Any]] = []
-        classes: Counter[str] = Counter()
         records = [
             Record(path, class_name, part.domain, part.split)
             for path, class_name in zip(paths, class_names, strict=True)
         ]
-        with self._out.writing(part.file) as stream:
-            sink = _Hashing(stream)
-            with pq.ParquetWriter(
-                pa.PythonFile(sink, "w"), _SCHEMA, compression=_COMPRESSION, use_dictionary=False
-            ) as writer:
-                groups = _groups(self._pictures(part, records, rejected))
-                for number, group in enumerate(groups, start=part.number * _MOST_ROWS):
-                    rows = [{**picture, "group": number} for picture in group]
-                    writer.write_table(pa.Table.from_pylist(rows, _SCHEMA), len(rows))
-                    classes.update(picture["class_name"] for picture in group)
+        pictures = list(self._pictures(part, records, sizes, rejected))
+        made = pa.BufferOutputStream()
+        with pq.ParquetWriter(
+            made, _SCHEMA, compression=_COMPRESSION, use_dictionary=False
+        ) as writer:
+            for number, group in enumerate(_groups(pictures), start=part.number * _MOST_ROWS):
+                rows = [{**picture, "group": number} for picture in group]
+                writer.write_table(pa.Table.from_pylist(rows, _SCHEMA), len(rows))
+        contents = made.getvalue()
+        self._out.write(part.file, contents)
         note = {
             "file": part.file,
             "split": part.split,
             "domain": part.domain,
-            "rows": classes.total(),
-            "bytes": sink.size,
-            "sha256": sink.hash.hexdigest(),
-            "classes": classes,
+            "rows": len(pictures),
+            "bytes": contents.size,
+            "sha256": hashlib.sha256(contents).hexdigest(),
+            "classes": Counter(picture["class_name"] for picture in pictures),
             "rejected": rejected,
         }
         (self._out / _NOTES).write(part.note, json.dumps(note).encode())
 
     def _pictures(
-        self, part: Part, records: list[Record], rejected: list[dict[str, Any]]
+        self,
+        part: Part,
+        records: list[Record],
+        sizes: Sequence[int],
+        rejected: list[dict[str, Any]],
     ) -> Iterator[dict[str, Any]]:
         classes = self._source.classes_of(part.split)
-        reading = self._source.reading(records)
+        reading = self._source.reading(records, sizes)
         for number, record, read in zip(part.ids, records, reading, strict=True):
             try:
                 raw = read()
@@ -307,35 +397,10 @@ class _PartWriter:
             }
 
 
-class _Hashing(io.RawIOBase):
-    """Passes what is written on, and counts and hashes it."""
-
-    def __init__(self, stream: pa.NativeFile) -> None:
-        self._stream, self.size, self.hash = stream, 0, hashlib.sha256()
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data)
-        self._stream.write(view)
-        self.size += view.nbytes
-        self.hash.update(view)
-        return view.nbytes
-
-
-def _groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Row groups of about 12 MiB of pictures, the last one smaller."""
-    group: list[dict[str, Any]] = []
-    size = 0
-    for row in rows:
-        group.append(row)
-        size += len(row["encoded"])
-        if size >= _ROW_GROUP_BYTES:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
+def _groups(pictures: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Row groups of 8 to 16 MiB, where there is as much."""
+    sizes = [len(picture["encoded"]) for picture in pictures]
+    return _cut(pictures, sizes, -(-sum(sizes) // _LARGEST_GROUP)) if pictures else []
 
 
 def checked(raw: bytes, domain: Domain, keep: bool = False) -> bytes:
@@ -349,15 +414,19 @@ def checked(raw: bytes, domain: Domain, keep: bool = False) -> bytes:
     Raises:
         ValueError: If it is no picture that can be used.
     """
-    image = open_rgb(raw)
-    short = min(image.size)
-    if keep or short <= SHORT_SIDE:
-        return raw
-    width, height = (round(side * SHORT_SIDE / short) for side in image.size)
-    out = io.BytesIO()
-    smaller = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=3.0)
-    if domain == "photo":
-        smaller.save(out, "JPEG", quality=95)
-    else:
-        smaller.save(out, "PNG")
-    return out.getvalue()
+    with opened(raw) as image:
+        if keep or min(image.size) <= SHORT_SIDE:
+            decode_all(image)
+            return raw
+        rgb = upright_rgb(image, SHORT_SIDE)
+        short = min(rgb.size)
+        size = round(rgb.width * SHORT_SIDE / short), round(rgb.height * SHORT_SIDE / short)
+        out = io.BytesIO()
+        smaller = rgb.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0)
+        if domain == "photo" and max(size) > _LONGEST_JPEG:
+            raise UndecodablePicture(f"{image.width} x {image.height} pixels are too long for JPEG")
+        if domain == "photo":
+            smaller.save(out, "JPEG", quality=95)
+        else:
+            smaller.save(out, "PNG")
+        return out.getvalue()

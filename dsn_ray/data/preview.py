@@ -1,7 +1,10 @@
 """A picture of what a network sees: sketches and photos of some classes, in three views each."""
 
+from operator import itemgetter
+
 import numpy as np
 from PIL import Image, ImageDraw
+from ray.data.expressions import col
 
 from dsn_ray.config import AugmentConfig
 from dsn_ray.data.catalog import DOMAINS
@@ -47,13 +50,14 @@ def contact_sheet(shards: Shards, classes: int, augment: AugmentConfig, seed: in
 def _first_of_classes(
     shards: Shards, of_sketches: bool, labels: set[int]
 ) -> dict[int, list[tuple[int, bytes]]]:
-    """Id and picture of the first few of each class."""
-    found: dict[int, list[tuple[int, bytes]]] = {label: [] for label in labels}
+    """Id and picture of those with the smallest ids of each class."""
     rows = shards.rows("seen", "sketch" if of_sketches else "photo")
-    for row in rows.select_columns(["id", "label", "encoded"]).iter_rows():
-        some = found.get(row["label"])
-        if some is not None and len(some) < _PER_ROW:
-            some.append((row["id"], row["encoded"]))
-            if all(len(pictures) == _PER_ROW for pictures in found.values()):
-                break
-    return found
+    ids: dict[int, list[int]] = {label: [] for label in labels}
+    for row in sorted(rows.select_columns(["id", "label"]).take_all(), key=itemgetter("id")):
+        some = ids.get(row["label"], [])
+        if len(some) < _PER_ROW:
+            some.append(row["id"])
+    wanted = [number for some in ids.values() for number in some]
+    chosen = rows.filter(expr=col("id").is_in(wanted)).select_columns(["id", "encoded"])
+    encoded = {row["id"]: row["encoded"] for row in chosen.take_all()}
+    return {label: [(number, encoded[number]) for number in some] for label, some in ids.items()}

@@ -83,21 +83,34 @@ class RemoteRoot:
         if not {"", ".", ".."}.isdisjoint(path.split("/")):
             raise DataError(f"{path} lies outside its root {self}.")
         try:
-            with self.folder.filesystem.open_input_file(f"{self.folder.path}/{path}") as file:
-                require_size(file.size())
-                return bytes(file.read())
-        except FileNotFoundError:
-            raise
+            return self._fetch(path)
         except OSError as error:
-            raise RootError(f"{self}/{path} cannot be read: {_reason(error)}.") from None
+            if not self._answers():
+                raise RootError(f"{self}/{path} cannot be read: {_reason(error)}.") from None
+        try:
+            return self._fetch(path)
+        except OSError as error:
+            raise type(error)(_reason(error)) from None
 
-    def states(self, paths: Iterable[str]) -> list[str]:
+    def _fetch(self, path: str) -> bytes:
+        with self.folder.filesystem.open_input_file(f"{self.folder.path}/{path}") as file:
+            require_size(file.size())
+            return bytes(file.read())
+
+    def _answers(self) -> bool:
+        """Whether the root is there at present, so that it is a file that cannot be read."""
+        try:
+            return self.folder.exists()
+        except OSError:
+            return False
+
+    def states(self, paths: Iterable[str]) -> list[tuple[int, str]]:
         """Size and time of change of files."""
         states = []
         for path in paths:
             folder, _, name = path.rpartition("/")
             info = self._listing.get(folder, {}).get(name)
-            states.append(f"{info.size} {info.mtime_ns}" if info else "missing")
+            states.append((info.size, str(info.mtime_ns)) if info else (0, "missing"))
         return states
 
 

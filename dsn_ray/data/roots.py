@@ -5,6 +5,7 @@ No symbolic link leads out of it. Roots behind a URL are read by `dsn_ray.data.r
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ from typing import ClassVar, Protocol
 from dsn_ray.errors import UserError
 
 LARGEST_FILE = 256 * 2**20
+_OF_ONE_FILE = (  # errors for which a file is to blame, and not the place where it lies
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+    *(errno.EACCES, errno.EPERM, errno.ENAMETOOLONG),
+)
 
 
 class DataError(UserError):
@@ -38,17 +43,27 @@ class Root(Protocol):
     def is_local(self) -> bool: ...  # noqa: D102 - see above
 
     def has_folder(self, folder: str = "") -> bool:
-        """Whether a folder is there."""
+        """Whether a folder is there.
+
+        Raises:
+            DataError: that cannot be found out.
+        """
 
     def file_names(self, folder: str) -> set[str]:
         """The names of a folder's files, hidden ones left out; none where it is missing.
 
+        A name that is no text is given with its odd bytes spelled out; such a file cannot be read.
+
         Raises:
-            DataError: it cannot be read, lies outside the root or has a name that is no text.
+            DataError: it cannot be read, or lies outside the root.
         """
 
     def folder_names(self, folder: str) -> set[str]:
-        """The names of the folders in a folder, as `file_names` does of the files."""
+        """The names of the folders in a folder, as `file_names` does of the files.
+
+        Raises:
+            DataError: as `file_names`, and where a name is no text.
+        """
 
     def lines(self, file: str) -> list[tuple[int, str]]:
         """The numbered lines of a text file that are not blank; a missing file has none.
@@ -67,8 +82,8 @@ class Root(Protocol):
             RootError: nothing can be read there at present.
         """
 
-    def states(self, paths: Iterable[str]) -> list[str]:
-        """What changes whenever the contents of files may have changed."""
+    def states(self, paths: Iterable[str]) -> list[tuple[int, str]]:
+        """The size of files, and what else changes whenever their contents may have changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,24 +103,35 @@ class LocalRoot:
 
     def has_folder(self, folder: str = "") -> bool:
         """See `Root`."""
-        return (self.path / folder).is_dir()
+        path = self.path / folder
+        try:
+            return path.is_dir()
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}.") from None
 
     def file_names(self, folder: str) -> set[str]:
         """See `Root`."""
-        return self._names(folder, os.DirEntry.is_file)
+        names = self._names(folder, os.DirEntry.is_file)
+        return {os.fsencode(name).decode("utf-8", "backslashreplace") for name in names}
 
     def folder_names(self, folder: str) -> set[str]:
         """See `Root`."""
-        return self._names(folder, os.DirEntry.is_dir)
+        names = self._names(folder, os.DirEntry.is_dir)
+        for name in names:
+            try:
+                name.encode()
+            except UnicodeEncodeError:
+                place = self.path / folder
+                said = f"{place} has a folder whose name is not UTF-8: {name!r}; rename it."
+                raise DataError(said) from None
+        return names
 
     def lines(self, file: str) -> list[tuple[int, str]]:
         """See `Root`."""
         path = self.path / file
         self._require_inside(path)
-        if not path.is_file():
-            return []
         try:
-            return numbered_lines(path.read_bytes(), str(path))
+            return numbered_lines(path.read_bytes(), str(path)) if path.is_file() else []
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}.") from None
 
@@ -114,23 +140,30 @@ class LocalRoot:
         folder, _, name = path.rpartition("/")
         root = _real(str(self.path))
         place = f"{_real(f'{root}/{folder}')}/{name}"
-        if name in (".", "..") or Path(place).is_symlink():
-            place = os.path.realpath(place)
-        if not place.startswith(root.rstrip("/") + "/"):
-            raise DataError(f"{path} lies outside its root {root}.")
-        with Path(place).open("rb") as file:
-            require_size(os.fstat(file.fileno()).st_size)
-            return file.read()
+        try:
+            try:
+                handle = _open_within(root, place)
+            except OSError as error:
+                if error.errno != errno.ELOOP:
+                    raise
+                handle = _open_within(root, os.path.realpath(place))
+            with open(handle, "rb", buffering=0) as file:  # noqa: PTH123 - opened already
+                require_size(os.fstat(handle).st_size)
+                return file.read()
+        except OSError as error:
+            if error.errno in _OF_ONE_FILE and (self.path / folder).is_dir():
+                raise
+            raise RootError(f"{self}/{path} cannot be read: {error.strerror}.") from None
 
-    def states(self, paths: Iterable[str]) -> list[str]:
+    def states(self, paths: Iterable[str]) -> list[tuple[int, str]]:
         """See `Root`."""
         states = []
         for path in paths:
             try:
                 status = os.stat(f"{self.path}/{path}")  # noqa: PTH116 - three times as fast
-                states.append(f"{status.st_size} {status.st_mtime_ns}")
+                states.append((status.st_size, str(status.st_mtime_ns)))
             except OSError as error:
-                states.append(str(error.strerror))
+                states.append((0, str(error.strerror)))
         return states
 
     def _names(self, folder: str, wanted: Callable[[os.DirEntry[str]], bool]) -> set[str]:
@@ -143,12 +176,6 @@ class LocalRoot:
             return set()
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}.") from None
-        for name in names:
-            try:
-                name.encode()
-            except UnicodeEncodeError:
-                said = f"{path} has a name that is not UTF-8: {name!r}; rename it."
-                raise DataError(said) from None
         return names
 
     def _require_inside(self, path: Path) -> None:
@@ -181,6 +208,18 @@ def require_size(size: int) -> None:
     """
     if size > LARGEST_FILE:
         raise ValueError(f"the file is larger than {LARGEST_FILE // 2**20} MiB")
+
+
+def _open_within(root: str, place: str) -> int:
+    """Opens a file whose folder is named without symbolic links, and which is none itself.
+
+    Raises:
+        DataError: it lies outside the root.
+        OSError: it cannot be opened.
+    """
+    if not place.startswith(root.rstrip("/") + "/"):
+        raise DataError(f"{place} lies outside its root {root}.")
+    return os.open(place, os.O_RDONLY | os.O_NOFOLLOW)
 
 
 @lru_cache(maxsize=4096)

@@ -142,12 +142,13 @@ def read_manifest(folder: Folder) -> Shards:
     """Opens a shard folder.
 
     Raises:
-        DataError: If it is none, or one that another version of the format wrote.
+        DataError: If it is none, one that another version of the format wrote, or not whole.
     """
     try:
         manifest = json.loads(folder.read(MANIFEST))
         if isinstance(manifest["format"], int) and manifest["format"] != FORMAT:
             raise DataError(f"{folder} was prepared in another format; prepare it again.")
+        _require_whole(folder, {name: about["bytes"] for name, about in manifest["files"].items()})
         return Shards(
             folder=folder,
             seen_classes=tuple(manifest["seen_classes"]),
@@ -166,6 +167,28 @@ def read_manifest(folder: Folder) -> Shards:
         raise DataError(
             f"{folder} is not a prepared shard folder: its {MANIFEST} is missing or broken."
         ) from None
+
+
+def _require_whole(folder: Folder, files: Mapping[str, int]) -> None:
+    """Checks that the Parquet files are those of the manifest, by their sizes.
+
+    Raises:
+        DataError: If not.
+    """
+    there = {
+        name: size
+        for name, size in folder.sizes().items()
+        if name.startswith("split=") and name.endswith(".parquet")
+    }
+    for name in sorted({*files, *there}):
+        if name not in files:
+            raise DataError(f"{folder} has a file that its {MANIFEST} does not know: {name}.")
+        if there.get(name) != files[name]:
+            found = f"has {there[name]} bytes" if name in there else "is missing"
+            raise DataError(
+                f"{folder} is not whole: {name} {found}, and should have {files[name]} bytes; copy "
+                "it or prepare it again."
+            )
 
 
 def locate(name: str, root: str | None) -> Source | Shards:

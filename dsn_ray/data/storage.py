@@ -90,6 +90,16 @@ class Folder:
         """Whether there is anything in it."""
         return bool(self._entries())
 
+    def sizes(self) -> dict[str, int]:
+        """The bytes of each file in it and below it, by path within it; hidden ones left out."""
+        below = fs.FileSelector(self.path, recursive=True, allow_not_found=True)
+        sizes = {}
+        for info in self.filesystem.get_file_info(below):
+            name = info.path.strip("/")[len(self.path.strip("/")) :].strip("/")
+            if info.type == fs.FileType.File and not f"/{name}".count("/."):
+                sizes[name] = info.size
+        return sizes
+
     def _entries(self) -> list[fs.FileInfo]:
         chosen = fs.FileSelector(self.path, allow_not_found=True)
         try:
@@ -106,16 +116,24 @@ class Folder:
         with self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
             return bytes(stream.read())
 
-    def write(self, name: str, contents: bytes) -> None:
-        """Writes a file, whole or not at all."""
-        with self.writing(name) as stream:
+    def write(self, name: str, contents: bytes | pa.Buffer, *, once: bool = False) -> None:
+        """Writes a file, whole or not at all.
+
+        Args:
+            name: of the file.
+            contents: of the file.
+            once: leave it as it is where it is there; of two who write at the same moment on one
+                machine, the first counts.
+        """
+        with self.writing(name, once=once) as stream:
             stream.write(contents)
 
     @contextmanager
-    def writing(self, name: str) -> Iterator[pa.NativeFile]:
+    def writing(self, name: str, *, once: bool = False) -> Iterator[pa.NativeFile]:
         """A stream into a file, which appears under its name when the stream ends without error.
 
-        An object store shows a file only once it is complete; on this machine the file is renamed.
+        On this machine the file is on the disk by then, and is renamed; for an object store it is
+        held in memory and sent at the end.
 
         Raises:
             OSError: If it cannot be written.
@@ -123,14 +141,19 @@ class Folder:
         target = f"{self.path}/{name}"
         self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
         if not self.is_local:
+            contents = pa.BufferOutputStream()
+            yield contents
             with self.filesystem.open_output_stream(target) as stream:
-                yield stream
+                stream.write(contents.getvalue())
             return
         unfinished = Path(target).with_name(f".{Path(target).name}.{uuid.uuid4().hex[:8]}")
         try:
             with self.filesystem.open_output_stream(str(unfinished)) as stream:
                 yield stream
-            unfinished.replace(target)
+            with unfinished.open("rb") as written:
+                os.fsync(written.fileno())
+            if not (once and _linked(unfinished, Path(target))):
+                unfinished.replace(target)
         finally:
             unfinished.unlink(missing_ok=True)
 
@@ -139,3 +162,14 @@ class Folder:
         while self.exists():
             with suppress(FileNotFoundError):
                 self.filesystem.delete_dir(self.path)
+
+
+def _linked(file: Path, name: Path) -> bool:
+    """Gives a file another name, unless something has it; False where nothing can have two."""
+    try:
+        name.hardlink_to(file)
+    except FileExistsError:
+        pass
+    except OSError:
+        return False
+    return True

@@ -23,6 +23,7 @@ from dsn_ray.data.pictures import Pictures, PictureTable, reading_order, rows_of
 from dsn_ray.data.views import draw_views, random_views
 
 _PREFETCHED_STEPS = 2
+_EXPECTED_STEPS = 16  # ahead of a step, pictures that lie in the shards begin to be read
 
 
 def draw_epoch(
@@ -108,8 +109,19 @@ class ViewMaker:
         }
         self._augment, self._augmented, self._seed = augment, augmented, seed
 
-    def views(self, step: Mapping[str, Drawn], epoch: int) -> dict[str, NDArray[np.uint8]]:
-        """The views of each domain's pictures, uint8 `[n, V views, 3, px, px]`."""
+    def views(
+        self, step: Mapping[str, Drawn], epoch: int, soon: Mapping[str, NDArray[np.int64]]
+    ) -> dict[str, NDArray[np.uint8]]:
+        """The views of each domain's pictures, uint8 `[n, V views, 3, px, px]`.
+
+        Args:
+            step: the pictures.
+            epoch: its number.
+            soon: rows of each domain that a later step will want.
+        """
+        for wanted in ({domain: drawn.rows for domain, drawn in step.items()}, soon):
+            for domain, rows in wanted.items():
+                self._tables[domain].expect(rows)
         return {domain: self._views(domain, drawn, epoch) for domain, drawn in step.items()}
 
     def _views(self, domain: str, drawn: Drawn, epoch: int) -> NDArray[np.uint8]:
@@ -173,7 +185,9 @@ class Decoders:
         """The number of processes."""
         return len(self._makers)
 
-    def views(self, step: Mapping[str, Drawn], epoch: int) -> dict[str, NDArray[np.uint8]]:
+    def views(
+        self, step: Mapping[str, Drawn], epoch: int, soon: Mapping[str, NDArray[np.int64]]
+    ) -> dict[str, NDArray[np.uint8]]:
         """The views of a step, as `ViewMaker.views` makes them."""
         owners = {domain: self._owners[domain][drawn.rows] for domain, drawn in step.items()}
         asked = {}
@@ -183,8 +197,9 @@ class Decoders:
                 for domain, drawn in step.items()
                 if (mine := owners[domain] == number).any()
             }
-            if part:
-                asked[number] = maker.views.remote(part, epoch)
+            later = {d: rows[self._owners[d][rows] == number] for d, rows in soon.items()}
+            if part or any(map(len, later.values())):
+                asked[number] = maker.views.remote(part, epoch, later)
         made: dict[str, NDArray[np.uint8]] = {}
         for number, answer in asked.items():
             for domain, views in ray.get(answer).items():
@@ -279,8 +294,10 @@ class PairStream:
         def collate(chosen: dict[str, NDArray[Any]]) -> dict[str, torch.Tensor]:
             s = int(chosen["step"][0])
             step = {domain: steps[s] for domain, steps in drawn.items()}
+            later = min(s + _EXPECTED_STEPS, self.steps - 1)
+            soon = {domain: steps[later].rows for domain, steps in drawn.items()}
             made = {}
-            for domain, views in self._maker.views(step, number).items():
+            for domain, views in self._maker.views(step, number, soon).items():
                 labels = self._training_label[self._tables[domain].labels[step[domain].rows]]
                 made[f"{domain}_views"] = torch.from_numpy(views)
                 made[f"{domain}_labels"] = torch.from_numpy(labels)

@@ -26,18 +26,20 @@ class Count:
 
     Attributes:
         lines: as the lists, or else the folders, name them.
-        unique: different file names within a class.
+        missing: of these, not there.
+        unique: different file names within a class, of those that are there.
         expected: lines of the complete official set; None where nobody knows.
-        missing: named by a list, but not there.
+        expected_unique: different pictures of it; None where nobody knows.
         undecodable: there, but no picture that can be used.
     """
 
     split: Split
     domain: Domain
     lines: int
+    missing: int
     unique: int
     expected: int | None
-    missing: int
+    expected_unique: int | None
     undecodable: int
 
 
@@ -64,11 +66,12 @@ class Report:
         counts: of each split and domain.
         classes: pictures by split, class and domain.
         note: what people should know of how the data set was put together.
-        missing: how many pictures lists name that are not there, by split, class and domain.
-        missing_paths: which these are.
+        missing: how many lines of lists name pictures that are not there, by split, class and
+            domain.
+        missing_paths: which pictures these are.
         absent: classes of the official split without any picture here.
         undecodable: path and reason of each.
-        duplicates: files with the same bytes.
+        duplicates: pictures with the same bytes; what does not decode is none.
         known_to_teacher: unseen classes that ImageNet has taught; None where nobody knows.
         errors: whole sentences on what makes numbers wrong.
     """
@@ -100,9 +103,11 @@ def read_all(source: Source, progress: Progress | None = None) -> list[tuple[str
     total = len(source.records)
     if not total:
         return []
+    sizes = [size for size, _ in source.states()]
     rows = [
         {
             "start": start,
+            "sizes": sizes[start : start + _ROWS],
             "records": [
                 [r.path, r.class_name, r.domain, r.split]
                 for r in source.records[start : start + _ROWS]
@@ -133,7 +138,8 @@ class _Check:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         hashes, reasons, failed = [], [], ""
         records = [Record(*fields) for fields in row["records"]]
-        for record, read in zip(records, self._source.reading(records), strict=True):
+        reading = self._source.reading(records, row["sizes"])
+        for record, read in zip(records, reading, strict=True):
             digest = reason = ""
             try:
                 raw = read()
@@ -161,7 +167,7 @@ def report(
     """
     published = PUBLISHED.get(source.name)
     expected = {
-        (listing.split, listing.domain): listing.lines
+        (listing.split, listing.domain): (listing.lines, listing.unique or listing.lines)
         for listing in (published.listings if published else ())
         if listing.lines
     }
@@ -171,6 +177,8 @@ def report(
     )
     counts = []
     for split, domain in keys:
+        lost = sum((r.split, r.domain) == (split, domain) for r in missing)
+        official, official_unique = expected.get((split, domain), (None, None))
         rows = [i for i, r in enumerate(source.records) if (r.split, r.domain) == (split, domain)]
         names = {
             (source.records[i].class_name, source.records[i].path.rpartition("/")[2]) for i in rows
@@ -179,10 +187,11 @@ def report(
             Count(
                 split=split,
                 domain=domain,
-                lines=len(rows),
+                lines=len(rows) + lost,
+                missing=lost,
                 unique=len(names),
-                expected=expected.get((split, domain)),
-                missing=sum((r.split, r.domain) == (split, domain) for r in missing),
+                expected=official,
+                expected_unique=official_unique,
                 undecodable=sum(bool(found[i][1]) for i in rows),
             )
         )
@@ -199,7 +208,7 @@ def report(
         classes=_by_class(source.records),
         note=source.note,
         missing=_by_class(missing),
-        missing_paths=[record.path for record in missing],
+        missing_paths=list(dict.fromkeys(record.path for record in missing)),
         absent=_absent(source),
         undecodable=[
             (record.path, reason)
@@ -226,8 +235,8 @@ def _by_class(records: Sequence[Record]) -> dict[str, dict[str, dict[str, int]]]
 
 def _duplicates(source: Source, found: Sequence[tuple[str, str]]) -> list[Duplicates]:
     groups: dict[str, set[tuple[str, Split]]] = defaultdict(set)
-    for record, (digest, _) in zip(source.records, found, strict=True):
-        if digest:
+    for record, (digest, reason) in zip(source.records, found, strict=True):
+        if not reason:
             groups[digest].add((record.path, record.split))
     return [
         Duplicates(
@@ -245,7 +254,7 @@ def _absent(source: Source) -> list[str]:
     if published is None:
         return []
     here = {*source.seen_classes, *source.unseen_classes}
-    return [name for name in published.class_names() if name not in here]
+    return [name for name in published.class_names if name not in here]
 
 
 def _errors(

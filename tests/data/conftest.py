@@ -15,7 +15,7 @@ def shards(ray_address, drawings, tmp_path_factory):
 
     ray.init(address=ray_address, log_to_driver=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preparing, "_LEAST_ROWS", 7)
+        patch.setattr(preparing, "_MOST_ROWS", 7)
         out = Folder.at(tmp_path_factory.mktemp("prepared") / "shards")
         made = prepare_shards(open_source("folder:toy", drawings), out)
     yield made

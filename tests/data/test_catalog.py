@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import subprocess
@@ -19,7 +20,7 @@ from dsn_ray.data.catalog import (
     parse_data_argument,
     validation_classes,
 )
-from dsn_ray.data.roots import DataError
+from dsn_ray.data.roots import DataError, RootError
 from tests.data.trees import make_folder, write
 
 
@@ -42,6 +43,33 @@ def test_a_file_too_large_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(roots, "LARGEST_FILE", 3)
     with pytest.raises(ValueError, match="larger than"):
         source.read(Record("photo/cat/1.png", "cat", "photo", "seen"))
+
+
+@pytest.mark.parametrize("lost", ["", "photo/cat"])
+def test_a_root_that_vanishes_is_not_its_pictures_fault(folder: Path, lost: str) -> None:
+    source = open_source("folder:mine", folder)
+    record = Record("photo/cat/1.png", "cat", "photo", "seen")
+    (folder / lost).rename(folder.with_name("gone"))
+    with pytest.raises(RootError, match=r"photo/cat/1\.png cannot be read: No such file"):
+        source.read(record)
+
+
+def test_a_disk_that_fails_is_not_its_pictures_fault(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source("folder:mine", folder)
+    record = Record("photo/cat/1.png", "cat", "photo", "seen")
+
+    def fail(size: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(roots, "require_size", fail)
+    with pytest.raises(RootError, match="cannot be read: Input/output error"):
+        source.read(record)
+    monkeypatch.undo()
+    (folder / "photo" / "cat" / "1.png").unlink()
+    with pytest.raises(FileNotFoundError):
+        source.read(record)
 
 
 def test_fingerprint_follows_the_files_and_sources_pickle(folder: Path) -> None:
@@ -70,7 +98,7 @@ def test_data_arguments(text: str, expected: tuple[str, str | None]) -> None:
 
 @pytest.mark.parametrize("text", ["", "imagenet=/x", "sketchy=", "folder:=x", "folder:a/b=x"])
 def test_bad_data_arguments(text: str) -> None:
-    with pytest.raises(DataError, match=r"known are sketchy, .*folder:LABEL|names no folder"):
+    with pytest.raises(DataError, match=r"known are .*sketchy, .*folder:LABEL|names no folder"):
         parse_data_argument(text)
 
 
@@ -81,6 +109,20 @@ def test_a_folder_is_given_exactly_where_one_is_needed(tmp_path: Path) -> None:
         open_source("openmoji-nature", tmp_path)
     with pytest.raises(DataError, match="sketchy: there is no folder"):
         open_source("sketchy", tmp_path / "missing")
+
+
+def test_a_root_that_cannot_be_looked_into_is_said(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DataError, match=r"x/y.* cannot be read: File name too long\.$"):
+        open_source("sketchy", folder / ("x" * 300) / "x" / "y")
+
+    def refuse(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(DataError, match=r"unseen\.txt cannot be read: Permission denied\.$"):
+        open_source("folder:mine", folder)
 
 
 NAMES = st.lists(st.text(min_size=1, max_size=5), min_size=2, max_size=12, unique=True)

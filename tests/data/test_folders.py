@@ -84,11 +84,19 @@ def test_a_link_in_a_circle_is_a_picture_that_cannot_be_read(folder: Path) -> No
         source.read(Record("photo/cat/circle.png", "cat", "photo", "seen"))
 
 
-@pytest.mark.parametrize("name", [b"photo/cat/\xe4.png", b"photo/\xe4/1.png"])
-def test_names_that_are_no_text_are_refused(folder: Path, name: bytes) -> None:
-    write(folder / os.fsdecode(name))
-    with pytest.raises(DataError, match=r"has a name that is not UTF-8: .*; rename it\."):
+def test_a_folder_whose_name_is_no_text_is_refused(folder: Path) -> None:
+    write(folder / os.fsdecode(b"photo/\xe4/1.png"))
+    with pytest.raises(DataError, match=r"has a folder whose name is not UTF-8: .*; rename it\."):
         open_source("folder:mine", folder)
+
+
+def test_a_file_whose_name_is_no_text_is_a_picture_that_cannot_be_read(folder: Path) -> None:
+    write(folder / os.fsdecode(b"photo/cat/\xe4.png"))
+    source = open_source("folder:mine", folder)
+    assert source.fingerprint()
+    with pytest.raises(FileNotFoundError):
+        source.read(Record("photo/cat/\\xe4.png", "cat", "photo", "seen"))
+    assert "photo/cat/\\xe4.png" in {record.path for record in source.records}
 
 
 def test_unseen_classes_may_be_left_to_chance(folder: Path) -> None:
@@ -103,6 +111,21 @@ def test_unseen_classes_may_be_left_to_chance(folder: Path) -> None:
 
 
 def test_what_the_file_names_is_not_left_to_chance(folder: Path) -> None:
-    for seed in range(8):
-        source = open_source("folder:mine", folder, RandomUnseen(0.4, seed))
-        assert source.unseen_classes == ("red fox",)
+    with pytest.raises(DataError, match="so --unseen has nothing to choose"):
+        open_source("folder:mine", folder, RandomUnseen(0.4))
+    (folder / "unseen.txt").unlink()
+    with pytest.raises(DataError, match="--unseen takes every class"):
+        open_source("folder:mine", folder, RandomUnseen(0.99))
+    with pytest.raises(DataError, match=r"or let `prepare --unseen 0\.2` choose"):
+        open_source("folder:mine", folder)
+
+
+def test_a_class_is_spelled_in_one_unicode_form(folder: Path) -> None:
+    one, other = "B\u00e4r", "Ba\u0308r"
+    for domain, name in (("sketch", one), ("photo", one)):
+        write(folder / domain / name / "1.png")
+    write(folder / "unseen.txt", f"red fox\n{other}\n")
+    assert open_source("folder:mine", folder).unseen_classes == ("red fox", one)
+    (folder / "photo" / one).rename(folder / "photo" / other)
+    with pytest.raises(DataError, match=r"has two spellings of the class 'B.*Unicode form"):
+        open_source("folder:mine", folder)

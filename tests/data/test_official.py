@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dsn_ray.data import official
-from dsn_ray.data.catalog import OFFICIAL, Record, open_source
+from dsn_ray.data.catalog import Record, open_source, parse_data_argument
 from dsn_ray.data.roots import DataError
+from dsn_ray.errors import UserError
 from tests.data.trees import counts, make_listed, write
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -81,14 +81,16 @@ def test_repeated_lines_stay(tree: Path) -> None:
 
 
 def test_official_means_that_all_counts_agree(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    layout = official.PUBLISHED["tuberlin"]
+    known = official.PUBLISHED["tuberlin"]
     assert not open_source("tuberlin", tree).official
     sizes = {("sketch", "seen"): 4, ("sketch", "heldout"): 2, ("sketch", "unseen"): 3}
     sizes |= {("photo", "seen"): 2, ("photo", "unseen"): 1}
     listings = [
-        replace(listing, lines=sizes[listing.domain, listing.split]) for listing in layout.listings
+        listing.model_copy(update={"lines": sizes[listing.domain, listing.split]})
+        for listing in known.listings
     ]
-    small = replace(layout, listings=tuple(listings), classes=(2, 1))
+    changed = {"listings": tuple(listings), "seen": ("a", "b"), "unseen": ("c",)}
+    small = known.model_copy(update=changed)
     monkeypatch.setitem(official.PUBLISHED, "tuberlin", small)
     assert open_source("tuberlin", tree).official
 
@@ -167,15 +169,53 @@ def test_a_list_that_is_a_link_out_of_the_root_is_not_read(tree: Path, tmp_path:
         open_source("tuberlin", tree)
 
 
-def test_every_official_name_has_its_split() -> None:
-    assert set(OFFICIAL) == set(official.PUBLISHED)
-    for published in official.PUBLISHED.values():
-        names = [
-            [name for _, name in official.SPLITS.lines(f"{published.split}_{part}.txt")]
-            for part in ("seen", "unseen")
-        ]
-        assert tuple(map(len, names)) == published.classes
-        assert len({*names[0], *names[1]}) == sum(published.classes)
+def test_published_splits_have_their_sizes() -> None:
+    sizes = {
+        name: (len(known.seen), len(known.unseen)) for name, known in official.PUBLISHED.items()
+    }
+    assert sizes == {
+        "sketchy": (100, 25),
+        "sketchy:zeroshot2": (104, 21),
+        "tuberlin": (220, 30),
+        "quickdraw": (80, 30),
+    }
+    for known in official.PUBLISHED.values():
+        assert len(set(known.class_names)) == len(known.class_names)
+
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_the_readmes_example_adds_a_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = README.read_text().partition("```yaml\n")[2].partition("```")[0]
+    write(tmp_path / "sets" / "mine.yaml", example)
+    for name in official.read_sets(tmp_path / "sets"):
+        added = official.read_sets(tmp_path / "sets")[name]
+        monkeypatch.setitem(official.PUBLISHED, name, added)
+        for of in added.class_names:
+            write(tmp_path / "DIR" / added.layouts[0].sketches / of / "1.png")
+            write(tmp_path / "DIR" / added.layouts[0].photos[0] / of / "1.jpg")
+        assert parse_data_argument(f"{name}=DIR")[0] == name
+        source = open_source(name, tmp_path / "DIR")
+        assert (source.seen_classes, source.unseen_classes) == (added.seen, added.unseen)
+        count = len(added.seen), 0, len(added.unseen), len(added.seen), len(added.unseen)
+        assert counts(source) == count
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- 1", "mine.yaml should give the fields of a data set below its name"),
+        ("mine:\n  seeen: [a]", "mine.yaml, line 2: seeen is not a known key; allowed are layouts"),
+        ("mine:\n  layouts: []", "mine.yaml, line 2: layouts: "),
+    ],
+)
+def test_a_wrong_description_is_said(tmp_path: Path, text: str, message: str) -> None:
+    write(tmp_path / "mine.yaml", text)
+    with pytest.raises(UserError, match=message):
+        official.read_sets(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -190,11 +230,8 @@ def test_every_official_name_has_its_split() -> None:
 def test_a_copy_without_lists_follows_the_class_split(
     tmp_path: Path, name: str, sketches: str, photos: str
 ) -> None:
-    split = official.PUBLISHED[name].split
-    classes = {
-        part: [line for _, line in official.SPLITS.lines(f"{split}_{part}.txt")][:2]
-        for part in ("seen", "unseen")
-    }
+    known = official.PUBLISHED[name]
+    classes = {"seen": known.seen[:2], "unseen": known.unseen[:2]}
     for of in (*classes["seen"], *classes["unseen"], "no class of it"):
         write(tmp_path / sketches / of / "1.png")
         write(tmp_path / photos / of / "1.jpg")
@@ -202,7 +239,7 @@ def test_a_copy_without_lists_follows_the_class_split(
     (tmp_path / photos / classes["seen"][1] / "1.jpg").unlink()  # left without photos
     source = open_source(name, tmp_path)
     assert source.seen_classes == (classes["seen"][0],)
-    assert source.unseen_classes == tuple(classes["unseen"])
+    assert source.unseen_classes == classes["unseen"]
     assert counts(source) == (2, 0, 2, 1, 2)
     assert not source.official
 

@@ -1,10 +1,12 @@
 """Pictures held in memory and pictures read from the shards are the same pictures."""
 
+from threading import Barrier
+
 import numpy as np
 import pytest
 import torch
 
-from dsn_ray.config import AugmentConfig
+from dsn_ray.config import AugmentConfig, DataConfig
 from dsn_ray.data import pictures as pictures_module
 from dsn_ray.data import preparing
 from dsn_ray.data.batch import AUGMENTED_VIEWS
@@ -17,7 +19,9 @@ from dsn_ray.data.pictures import (
     plain_batches,
     reading_order,
     rows_of_classes,
+    split_labels,
 )
+from dsn_ray.data.preview import _first_of_classes
 from dsn_ray.data.storage import Folder
 from dsn_ray.data.stream import Decoders, PairStream
 from tests.conftest import UNSEEN
@@ -62,12 +66,13 @@ def test_every_way_gives_the_same_pictures(shards, drawings, share):
 
 
 def test_a_few_row_groups_are_kept(shards, tmp_path, drawings, monkeypatch):
-    monkeypatch.setattr(preparing, "_ROW_GROUP_BYTES", 1)
-    writer = preparing._PartWriter(open_source("folder:toy", drawings), Folder.at(tmp_path), False)
+    monkeypatch.setattr(preparing, "_LARGEST_GROUP", 1)
     source = open_source("folder:toy", drawings)
-    for part in preparing.parts_of(source):
+    sizes = [size for size, _ in source.states()]
+    writer = preparing._PartWriter(source, Folder.at(tmp_path), False)
+    for part in preparing.parts_of(source, sizes):
         if (part.split, part.domain) == ("seen", "sketch"):
-            writer(part.row(source))
+            writer(part.row(source, sizes))
     folder = Folder.at(tmp_path) / "split=seen" / "domain=sketch"
     table = StoredPictures(folder, "sketch", PX, 30, 2, None).table()
     assert sorted(table.groups.tolist()) == list(range(30))
@@ -77,6 +82,38 @@ def test_a_few_row_groups_are_kept(shards, tmp_path, drawings, monkeypatch):
     for row in np.random.default_rng(0).integers(0, 30, 60):
         np.testing.assert_array_equal(table.pixels(row), whole.pixels(place[table.ids[row]]))
         assert len(table._kept) <= 6
+
+
+def test_what_is_expected_is_read_at_the_same_time(shards, monkeypatch):
+    table = StoredPictures(
+        shards.folder / "split=seen" / "domain=photo", "photo", PX, 30, 30, None
+    ).table()
+    reading, together, read = [], Barrier(5, timeout=30), type(table)._read
+
+    def waits_for_the_others(self, group):
+        reading.append(group)
+        together.wait()
+        return read(self, group)
+
+    monkeypatch.setattr(type(table), "_read", waits_for_the_others)
+    table.expect(np.arange(len(table.ids)))
+    for row in range(len(table.ids)):
+        assert table.pixels(row).any()
+    assert sorted(reading) == list(range(5))
+
+
+def test_labels_are_trained_on_or_validated_on():
+    names = [f"class {number}" for number in range(9)]
+    for seed in range(5):
+        config = DataConfig(validation_classes=3, validation_seed=seed)
+        trained, validated = split_labels(names, config, validate=True)
+        assert sorted([*trained, *validated]) == list(range(9))
+        assert [names[label] for label in validated] == list(validation_classes(names, 3, seed))
+    trained, validated = split_labels(names, config, validate=False)
+    assert trained.tolist() == list(range(9))
+    assert rows_of_classes(np.arange(9), trained).tolist() == list(range(9))
+    assert validated.dtype == trained.dtype
+    assert len(validated) == 0
 
 
 def test_rows_of_classes_are_spread_over_each_class():
@@ -89,11 +126,10 @@ def test_rows_of_classes_are_spread_over_each_class():
 
 def test_no_unseen_class_reaches_a_training_or_a_validation_batch(shards, share):
     """The sketches and photos of training are those of the seen classes, and of no other."""
-    held_out = validation_classes(shards.seen_classes, 2, 0)
+    config = DataConfig(validation_classes=2)
+    trained, validated = split_labels(shards.seen_classes, config, validate=True)
+    held_out = [shards.seen_classes[label] for label in validated]
     assert not set(held_out) & set(UNSEEN)
-    labels = {name: label for label, name in enumerate(shards.seen_classes)}
-    trained = np.array([labels[name] for name in shards.seen_classes if name not in held_out])
-    validated = np.array([labels[name] for name in held_out])
     unseen_rows = {
         (row["path"], row["id"])
         for domain in ("sketch", "photo")
@@ -178,6 +214,14 @@ def test_an_epoch_is_the_same_for_every_way_and_any_number_of_workers(shards, mo
         for field, one in whole._asdict().items():
             other = getattr(helped, field)
             assert one is other or torch.equal(one, other), field
+
+
+def test_a_preview_shows_the_first_of_each_class(shards):
+    rows = [row for row in shards.rows("seen", "sketch").take_all() if row["label"] in (0, 3)]
+    shown = _first_of_classes(shards, True, {0, 3})
+    for label in (0, 3):
+        of_class = sorted((row["id"], row["encoded"]) for row in rows if row["label"] == label)
+        assert shown[label] == of_class[:3]
 
 
 def test_rows_that_lie_together_are_read_together(shards):

@@ -41,8 +41,24 @@ def test_it_holds_what_the_folder_holds(folder):
     record = there.records[-1]
     assert there.read(record) == here.read(record)
     records = list(there.records) * 9
-    assert [read() for read in there.reading(records)] == [here.read(one) for one in records]
+    read = [read() for read in there.reading(records, [1] * len(records))]
+    assert read == [here.read(one) for one in records]
     assert pickle.loads(pickle.dumps(there)) == there
+
+
+def test_few_large_files_are_fetched_ahead(folder, monkeypatch):
+    source, begun = open_source("folder:mine", behind_a_url(folder)), []
+    read = RemoteRoot.read
+
+    def noted(self, path):
+        begun.append(path)
+        return read(self, path)
+
+    monkeypatch.setattr(RemoteRoot, "read", noted)
+    reading = source.reading(list(source.records) * 9, [30 * 2**20] * 9 * len(source.records))
+    for number, one in zip(range(1, 5), reading, strict=False):
+        assert one()
+        assert len(begun) <= number + 2
 
 
 def test_lists_are_read_there_too(tmp_path):
@@ -77,11 +93,30 @@ def test_one_picture_or_the_whole_place(folder, monkeypatch):
             root.read(path)
     with pytest.raises(FileNotFoundError):
         root.read("photo/cat/none.png")
-    with pytest.raises(RootError, match=r"store://bucket/mine/photo/cat cannot be read: .*\.$"):
+    with pytest.raises(OSError, match="Cannot open for reading"):
         root.read("photo/cat")
-    monkeypatch.setattr(roots, "LARGEST_FILE", 3)
-    with pytest.raises(ValueError, match="larger than"):
+    with monkeypatch.context() as patch:
+        patch.setattr(roots, "LARGEST_FILE", 3)
+        with pytest.raises(ValueError, match="larger than"):
+            root.read("photo/cat/1.png")
+    folder.rename(folder.with_name("gone"))
+    with pytest.raises(
+        RootError, match=r"store://bucket/mine/photo/cat/1.png cannot be read: .*\.$"
+    ):
         root.read("photo/cat/1.png")
+
+
+def test_a_read_that_fails_for_a_moment_is_done_again(folder, monkeypatch):
+    root, fetch, failed = behind_a_url(folder), RemoteRoot._fetch, []
+
+    def fails_once(self, path):
+        if not failed:
+            failed.append(path)
+            raise OSError("When reading: curlCode 28")
+        return fetch(self, path)
+
+    monkeypatch.setattr(RemoteRoot, "_fetch", fails_once)
+    assert root.read("photo/cat/1.png") == b"photo cat"
 
 
 def test_a_place_that_does_not_answer():
@@ -115,14 +150,11 @@ def test_when_the_place_fails_no_picture_is_rejected(connected, drawings, tmp_pa
         if path.is_file():
             write(copy / path.relative_to(drawings), path.read_bytes())
     source, out = open_source("folder:toy", behind_a_url(copy)), Folder.at(tmp_path / "shards")
-    fails = copy / "photo" / "arrow" / "0.png"
-    contents = fails.read_bytes()
-    fails.unlink()
-    fails.mkdir()  # a read that fails otherwise than by a missing file
+    assert source.fingerprint()  # it was listed before
+    copy.rename(tmp_path / "gone")
     for job in (read_all, lambda one: prepare_shards(one, out)):
-        with pytest.raises(DataError, match=r"^store://bucket/copy/photo/arrow/0\.png cannot be "):
+        with pytest.raises(DataError, match=r"^store://bucket/copy/.*\.png cannot be read: "):
             job(source)
     assert not out.holds(MANIFEST)
-    fails.rmdir()
-    fails.write_bytes(contents)
+    (tmp_path / "gone").rename(copy)
     assert prepare_shards(source, out).rejected == 1

@@ -59,7 +59,7 @@ def test_shipped_masks(key: str, count: int) -> None:
 @pytest.mark.parametrize("name", ["sketchy", "sketchy:zeroshot2", "tuberlin"])
 def test_every_seen_class_of_a_published_set_has_a_row(name: str) -> None:
     published = PUBLISHED[name]
-    seen = published.class_names()[: published.classes[0]]
+    seen = list(published.seen)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert mask_rows(published.semantics, seen).any(axis=1).mean() > 0.5
@@ -184,6 +184,15 @@ def test_a_file_that_is_no_mask_is_named(tmp_path: Path) -> None:
     for name in ("mask.npz", "absent.npz"):
         with pytest.raises(DataError, match=f"{name} is not a semantic mask"):
             mask_rows("sketchy", ["pig"], tmp_path / name)
+
+
+def test_a_mask_that_cannot_be_written_is_said(tmp_path: Path, capsys) -> None:
+    (tmp_path / "classes.txt").write_text("mouse\tn03793489\n")
+    (tmp_path / "folder.npz").mkdir()
+    for out, said in (("folder.npz", "this is a folder"), ("classes.txt/x.npz", "cannot be")):
+        arguments = ["--classes", str(tmp_path / "classes.txt"), "--out", str(tmp_path / out)]
+        assert mask.main(arguments) == 2
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.system

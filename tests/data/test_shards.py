@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import ray
@@ -55,6 +56,24 @@ def test_a_shard_folder_is_found_by_its_manifest(connected, drawings, tmp_path, 
     assert open_shards(made) is made
     with pytest.raises(DataError, match="these shards hold folder:toy"):
         locate("sketchy", made.folder.place)
+
+
+def test_shards_that_are_not_whole_are_not_opened(shards, tmp_path):
+    folder, copy = Path(shards.folder.path), tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    name = "split=seen/domain=sketch/part-00000.parquet"
+    assert read_manifest(Folder.at(copy)) == replace(shards, folder=Folder.at(copy))
+    (copy / name).write_bytes((folder / name).read_bytes()[:-1])
+    with pytest.raises(DataError, match=rf"copy is not whole: {name} has \d+ bytes, and should"):
+        read_manifest(Folder.at(copy))
+    (copy / name).unlink()
+    with pytest.raises(DataError, match=rf"copy is not whole: {name} is missing, and should"):
+        locate("folder:toy", str(copy))
+    shutil.copy(folder / name, copy / name)
+    other = copy / "split=seen/domain=sketch/part-77777.parquet"
+    shutil.copy(folder / name, other)
+    with pytest.raises(DataError, match="does not know: split=seen/domain=sketch/part-77777"):
+        read_manifest(Folder.at(copy))
 
 
 def test_raw_pictures_behind_a_url_are_refused():

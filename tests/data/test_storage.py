@@ -28,6 +28,10 @@ def test_what_is_written_is_there(folder):
     assert folder.holds("one.txt")
     assert not folder.holds("below")
     assert (folder / "below").read("two.txt") == b"22"
+    (folder / ".hidden").write("three.txt", b"333")
+    assert folder.sizes() == {"one.txt": 1, "below/two.txt": 2}
+    assert (folder / "below").sizes() == {"two.txt": 2}
+    assert (folder / "nowhere").sizes() == {}
     folder.write("one.txt", b"other")
     assert folder.read("one.txt") == b"other"
     folder.remove()
@@ -64,8 +68,7 @@ def test_a_folder_that_appears_meanwhile_is_listed(tmp_path):
         other.join()
 
 
-def test_a_file_that_is_not_finished_leaves_nothing(tmp_path):
-    folder = Folder.at(tmp_path)
+def test_a_file_that_is_not_finished_leaves_nothing(folder):
     folder.write("kept", b"before")
 
     def write_half(name):

@@ -6,6 +6,7 @@ from dataclasses import replace
 from dsn_ray.data.catalog import Record, Source, open_source
 from dsn_ray.data.verify import read_all, report
 from tests.conftest import PER_CLASS
+from tests.data.trees import make_listed
 
 
 def source_of(*records, name="folder:x", semantics="none"):
@@ -50,6 +51,18 @@ def test_a_photo_in_both_seen_and_unseen_is_an_error():
     assert "1 pictures lie in both seen and unseen classes, as photo/a/1.png" in error
 
 
+def test_files_that_do_not_decode_are_not_the_same_photo():
+    empty = ("e3b0c442", "it is none of PNG, JPEG")
+    records = [
+        *full(),
+        Record("photo/a/2.png", "a", "photo", "seen"),
+        Record("photo/b/2.png", "b", "photo", "unseen"),
+    ]
+    told = report(source_of(*records), [*found_of(full()), empty, empty])
+    assert told.errors == []
+    assert told.duplicates == []
+
+
 def test_a_photo_that_lists_name_as_seen_and_as_unseen_is_an_error():
     records = [*full(), Record("photo/a/1.png", "a", "photo", "unseen")]
     found = [*found_of(full()), found_of(full())[3]]
@@ -90,8 +103,10 @@ def test_official_sets_are_measured_by_their_counts():
     assert told.complete is False
     by_key = {(c.split, c.domain): c for c in told.counts}
     photos = by_key["unseen", "photo"]
-    assert (photos.lines, photos.unique, photos.expected) == (2, 1, 17_101)
-    assert by_key["unseen", "sketch"].missing == 1
+    assert (photos.lines, photos.unique) == (2, 1)
+    assert (photos.expected, photos.expected_unique) == (17_101, 14_602)
+    sketches = by_key["unseen", "sketch"]
+    assert (sketches.lines, sketches.missing, sketches.unique) == (2, 1, 1)
     assert told.missing == {"unseen": {"cup": {"sketch": 1}}}
     assert told.missing_paths == ["sketch/cup/1.png"]
     assert by_key["heldout", "sketch"].expected == 5_000
@@ -100,6 +115,20 @@ def test_official_sets_are_measured_by_their_counts():
     whole = replace(source, official=True)
     assert report(whole, found_of(records)).complete is True
     assert report(whole, [*found_of(records)[:2], ("", "truncated")]).complete is False
+
+
+def test_lines_count_as_often_as_they_are_there(tmp_path):
+    tree = make_listed(tmp_path / "tu")
+    lists = tree / "zeroshot" / "ImageResized_ready_filelist_zero.txt"
+    lists.write_text(lists.read_text() * 2)
+    (tree / "ImageResized_ready/banana/n01_0.JPEG").unlink()
+    missing = []
+    source = open_source("tuberlin", tree, missing=missing)
+    told = report(source, found_of(source.records), missing)
+    photos = next(c for c in told.counts if (c.split, c.domain) == ("unseen", "photo"))
+    assert (photos.lines, photos.missing, photos.unique) == (2, 2, 0)
+    assert told.missing == {"unseen": {"banana": {"photo": 2}}}
+    assert told.missing_paths == ["ImageResized_ready/banana/n01_0.JPEG"]
 
 
 def test_every_picture_is_read(connected, drawings, tmp_path):

@@ -143,6 +143,22 @@ def test_what_is_no_picture_is_refused_with_a_reason(broken):
         decode(broken, 16)
 
 
+def test_pixels_without_a_known_range_are_refused():
+    for mode, value in (("F", 0.5), ("I", 70_000), ("I", -1)):
+        with pytest.raises(UndecodablePicture, match="no whole numbers from 0 to 65535"):
+            decode(encoded(Image.new(mode, (8, 8), value), "TIFF"), 8)
+    assert decode(encoded(Image.new("I", (8, 8), 65_535), "TIFF"), 8).min() == 255
+
+
+def test_too_little_memory_is_not_the_pictures_fault(monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(decoding, "_on_white", fail)
+    with pytest.raises(MemoryError):
+        decode(encoded(image_of(noise(8, 8)), "PNG"), 8)
+
+
 def test_the_pixel_limit_is_checked_before_any_pixel_is_decoded(monkeypatch):
     truncated = encoded(image_of(noise(64, 64)), "PNG")[:100]
     monkeypatch.setattr(decoding, "PIXEL_LIMIT", 64 * 64 - 1)
