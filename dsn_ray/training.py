@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -271,8 +272,10 @@ def _train(training: Training, run: Run, shape: "Shape") -> Path:
     with cli.quiet_log("ray", run.folder) as console:
         with ray_cluster() as dashboard:
             console.print(f"Ray dashboard: {dashboard}", soft_wrap=True)
-            resources = allot(shape, console)
             check_storage_reaches_all(run.storage)
+            check = partial(check_fits, config, found.seen_classes, validate=False)
+            resources = allot(shape, console, check)
+            check_storage_reaches_all(run.storage)  # those that have come
             console.print(f"Running {resources}.")
             _, data = load_training_data(found, root, config, console)
             with training_progress(console, data.name, config.train.epochs) as callback:

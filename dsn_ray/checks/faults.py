@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from dsn_ray.fleet import Fleet
+
 _PLACEHOLDER = re.compile(r"(?<![A-Za-z])EDIT(?![A-Za-z])")
 _LOWEST_PYTHON = (3, 11)
 
@@ -29,55 +31,6 @@ class Fault:
     def __str__(self) -> str:
         """One line for people."""
         return f"{self.key}: {self.wrong}; {self.allowed}."
-
-
-@dataclass(frozen=True)
-class Machines:
-    """Machines of one kind that a cluster may have.
-
-    Attributes:
-        key: where the file describes them.
-        cpus: of each.
-        gpus: of each.
-        most: how many there may be.
-    """
-
-    key: str
-    cpus: float
-    gpus: float
-    most: int
-
-    def places(self, cpus: float, gpus: float) -> int:
-        """How many workers one of them holds."""
-        counts = [
-            int(has / needs + 1e-9)
-            for has, needs in ((self.cpus, cpus), (self.gpus, gpus))
-            if needs
-        ]
-        return min(counts, default=0)
-
-
-@dataclass(frozen=True)
-class Fleet:
-    """The workers that a cluster may have.
-
-    Attributes:
-        kinds: of machines.
-        most: how many there may be of all kinds together.
-    """
-
-    kinds: tuple[Machines, ...]
-    most: int
-
-    def places(self, cpus: float, gpus: float) -> int:
-        """How many workers it holds at its largest."""
-        left, places = self.most, 0
-        for each, kind in sorted(
-            ((k.places(cpus, gpus), k) for k in self.kinds), key=lambda p: -p[0]
-        ):
-            taken = min(left, kind.most)
-            left, places = left - taken, places + taken * each
-        return places
 
 
 def mapping(value: Any) -> dict[Any, Any]:
@@ -170,7 +123,7 @@ def fit_faults(fleet: Fleet, workers: int, cpus: float, gpus: float) -> Iterator
     for kind in fleet.kinds:
         if (kind.gpus or not gpus) and not kind.places(cpus, gpus):
             yield Fault(
-                kind.key,
+                kind.name,
                 f"{kind.cpus:g} CPUs and {kind.gpus:g} GPUs hold no worker with {asked}",
                 "take larger machines, or ask for less",
             )

@@ -9,14 +9,13 @@ from typing import Any
 
 from dsn_ray.checks.faults import (
     Fault,
-    Fleet,
-    Machines,
     image_faults,
     key_faults,
     mapping,
     number,
     sequence,
 )
+from dsn_ray.fleet import Fleet, Machines
 
 _API = "ray.io/v1"
 _GPU = "nvidia.com/gpu"
@@ -93,8 +92,8 @@ def kuberay_fleet(documents: Sequence[Any]) -> Fleet:
     kinds = [
         Machines(
             f"{key}.workerGroupSpecs[{index}]",
-            _quantity(_limits(mapping(group)).get("cpu")),
-            _quantity(_limits(mapping(group)).get(_GPU)),
+            _quantity(_amounts(mapping(group)).get("cpu")),
+            _quantity(_amounts(mapping(group)).get(_GPU)),
             int(number(mapping(group).get("maxReplicas"))),
         )
         for key, spec in _clusters(documents)
@@ -174,7 +173,7 @@ def _cluster_faults(spec: dict[str, Any], key: str, version: str) -> Iterator[Fa
     trusted = bool(by_operator) and by_operator.get("mode", "token") == "token"
     for name, group in pods:
         container, where = _container(group), f"{key}.{name}.template.spec.containers[0]"
-        gpus = _quantity(_limits(group).get(_GPU))
+        gpus = _quantity(_amounts(group).get(_GPU))
         yield from image_faults(container.get("image"), f"{where}.image", version, gpus)
         yield from _token_faults(container, trusted, where)
 
@@ -190,7 +189,7 @@ def _group_faults(group: dict[str, Any], key: str) -> Iterator[Fault]:
             f"maxReplicas {group.get('maxReplicas')}",
             "0 <= minReplicas <= replicas <= maxReplicas is needed, with at least one at most",
         )
-    if not _quantity(_limits(group).get(_GPU)):
+    if not _quantity(_amounts(group).get(_GPU)):
         yield Fault(
             f"{key}.template.spec.containers[0].resources.limits",
             "a worker gets no GPU",
@@ -233,8 +232,10 @@ def _container(group: dict[str, Any]) -> dict[str, Any]:
     return mapping(next(iter(sequence(spec.get("containers"))), None))
 
 
-def _limits(group: dict[str, Any]) -> dict[str, Any]:
-    return mapping(mapping(_container(group).get("resources")).get("limits"))
+def _amounts(group: dict[str, Any]) -> dict[str, Any]:
+    """What a pod has, as Ray takes it: its limits, and what it requests without a limit."""
+    given = mapping(_container(group).get("resources"))
+    return mapping(given.get("requests")) | mapping(given.get("limits"))
 
 
 def _quantity(amount: Any) -> float:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dsn_ray.checks.aws import aws_faults
-from dsn_ray.checks.faults import Fault, Fleet, Machines, image_faults, mapping, number, sequence
+from dsn_ray.checks.faults import Fault, image_faults, mapping, number, sequence
+from dsn_ray.fleet import Fleet, Machines
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _STARTS = {"head_start_ray_commands": True, "worker_start_ray_commands": False}
