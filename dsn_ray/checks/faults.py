@@ -8,7 +8,11 @@ from typing import Any
 
 from dsn_ray.fleet import Fleet
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+DASHBOARD = re.compile(r"--dashboard-host[= ]\s*['\"]?([^\s'\";]+)")
 _PLACEHOLDER = re.compile(r"(?<![A-Za-z])EDIT(?![A-Za-z])")
+_SECRET = r"[A-Z0-9_]*(?:TOKEN|SECRET|PASSWORD|ACCESS_KEY|API_KEY)(?:_ID)?"
+_ASSIGNED = re.compile(rf"\b{_SECRET}=['\"]?(?![~/$\s'\"])")
 _LOWEST_PYTHON = (3, 11)
 
 
@@ -58,6 +62,31 @@ def placeholder_faults(tree: Any, key: str = "") -> Iterator[Fault]:
             yield from placeholder_faults(value, f"{key}[{index}]")
     elif isinstance(tree, str) and _PLACEHOLDER.search(tree):
         yield Fault(key, f"{tree!r} is a placeholder", "put your own value there", True)
+
+
+def secret_faults(tree: Any, key: str = "") -> Iterator[Fault]:
+    """Tokens, passwords and keys that are written where they should be referred to.
+
+    That is NAME=value within a text, `name: value`, and `{name: NAME, value: value}`; a value that
+    is a path or a variable is none.
+    """
+    for index, value in enumerate(sequence(tree)):
+        yield from secret_faults(value, f"{key}[{index}]")
+    pairs = {str(name): value for name, value in mapping(tree).items()}
+    if "value" in pairs:
+        pairs[str(pairs.get("name"))] = pairs["value"]
+    for name, value in pairs.items():
+        where = f"{key}.{name}" if key else name
+        if isinstance(value, str) and _ASSIGNED.search(f"{name.upper()}={value}"):
+            yield _secret(where)
+        elif name != str(mapping(tree).get("name")):
+            yield from secret_faults(value, where)
+    if isinstance(tree, str) and _ASSIGNED.search(tree):
+        yield _secret(key)
+
+
+def _secret(key: str) -> Fault:
+    return Fault(key, "a secret is written there", "give it in a file, or by reference")
 
 
 def key_faults(tree: Any, known: dict[str, Any], key: str) -> Iterator[Fault]:
