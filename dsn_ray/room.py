@@ -264,8 +264,8 @@ def _await(chosen: Resources, wait: float, console: Console) -> None:
                 raise UserError(
                     f"--wait {wait:g}: the cluster did not grow to {wanted} in time; it has "
                     f"{ray.cluster_resources().get('CPU', 0):g} CPUs and "
-                    f"{ray.cluster_resources().get('GPU', 0):g} GPUs. `ray status` on the head says "
-                    "what keeps machines away, such as a quota."
+                    f"{ray.cluster_resources().get('GPU', 0):g} GPUs. `ray status` on the "
+                    "head says what keeps machines away, such as a quota."
                 )
             time.sleep(1.0)
     finally:

@@ -226,7 +226,7 @@ def _search(
             [
                 progress,
                 EpochLog(run.folder / EPOCHS, name_of),
-                Gauges(run.folder.name, name_of),
+                Gauges(run.folder.name, name_of, progress.how_it_ended, best and best[0]),
                 Retention(storage, epochs, best),
             ],
             run.storage,

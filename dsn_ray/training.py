@@ -260,7 +260,9 @@ def go_on(training: Training, run: Run, shape: "Shape") -> Path:
 
 def _train(training: Training, run: Run, shape: "Shape") -> Path:
     from dsn_ray.data.shards import locate
+    from dsn_ray.gauges import RunGauges
     from dsn_ray.progress import training_progress
+    from dsn_ray.record import Name
     from dsn_ray.room import allot, check_storage_reaches_all
     from dsn_ray.runtime import ray_cluster
     from dsn_ray.shelf import load_training_data
@@ -278,7 +280,10 @@ def _train(training: Training, run: Run, shape: "Shape") -> Path:
             check_storage_reaches_all(run.storage)  # those that have come
             console.print(f"Running {resources}.")
             _, data = load_training_data(found, root, config, console)
-            with training_progress(console, data.name, config.train.epochs) as callback:
+            gauges, title = RunGauges(run.folder.name), Name("training", data.name)
+            gauges.state(title, "running")
+            told = partial(gauges.epoch, title)
+            with training_progress(console, data.name, config.train.epochs, told) as callback:
                 result = fit(
                     config,
                     data,

@@ -14,7 +14,7 @@ import torch
 import yaml
 from rich.console import Console
 
-from dsn_ray import evaluate, fleet, train, tune
+from dsn_ray import evaluate, fleet, gauges, train, tune
 from dsn_ray.checkpoint import open_checkpoint
 from dsn_ray.data.pictures import load_pictures
 from dsn_ray.data.shards import locate, open_shards
@@ -148,10 +148,15 @@ def test_one_training_and_its_checkpoint(here, attached, drawings, capfd, monkey
 
 
 @pytest.mark.slow
-def test_a_training_that_is_complete_is_not_repeated(here, attached, drawings, capfd):
+def test_a_training_that_is_complete_is_not_repeated(here, attached, drawings, capfd, monkeypatch):
+    shown = []
+    monkeypatch.setattr(
+        gauges.RunGauges, "epoch", lambda _, name, told: shown.append((*name, told["epoch"]))
+    )
     data = ["--data", f"folder:toy={drawings}", *smoke(**{"network.weights": "none"})]
     assert train.main([*data, "--name", "one", "--workers", "1"]) == 0
     checkpoint = Path(capfd.readouterr().out.splitlines()[-1])
+    assert shown == [("training", "folder:toy", 1)]
     before = (checkpoint / "state.pt").read_bytes()
     assert train.main(["--resume", "--name", "one", "--workers", "1"]) == 0
     again = capfd.readouterr().out
