@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ CLUSTER = Path("cluster")
 STUBS = {
     "python": 'printf "%s\\0" "$@" >> "$LOG"; printf "\\n" >> "$LOG"',
     "ray": (
-        'case "$1 $2" in "exec "*) exec bash -c "${@: -1}";; "job submit") '
-        'while [ "$1" != -- ]; do shift; done; exec "${@:2}";; esac'
+        'case "$1 $2" in "exec "*) exec bash -c "${@: -1}";; '
+        f'"submit "*) cp "$3" ~; exec bash -c "{sys.executable} ~/$(basename "$3") ${{*:5}}";; '
+        '"job submit") while [ "$1" != -- ]; do shift; done; exec "${@:2}";; esac'
     ),
     **dict.fromkeys(("aws", "kubectl", "docker"), ":"),
 }
@@ -29,7 +31,7 @@ def pieces():
     page = (CLUSTER / "README.md").read_text()
     for heading, text in re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", page, re.M | re.S):
         for block in re.findall(r"^```\n(.*?)^```", text, re.M | re.S):
-            if "dsn_ray.tune" in block:
+            if "dsn_ray.tune" in block or "sweep.py" in block:
                 yield heading, block
     header = re.findall(r"^# ? ?(.*)$", (CLUSTER / "slurm.sh").read_text(), re.M)
     yield "slurm.sh", "\n".join(line for line in header if re.match(r" *(sbatch|--)", line))
@@ -44,6 +46,7 @@ def test_a_documented_sweep_is_what_it_says(tmp_path, place, commands):
     for name, text in STUBS.items():
         (environment / name).write_text(f"#!/bin/bash\n{text}\n")
         (environment / name).chmod(0o755)
+    (tmp_path / "cluster").symlink_to(CLUSTER.resolve())
     log = tmp_path / "log"
     done = subprocess.run(
         ["bash", "-ec", commands],

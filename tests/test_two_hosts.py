@@ -16,7 +16,6 @@ from tests.two_hosts import PROGRAMS, allowed, two_hosts
 pytestmark = pytest.mark.system
 
 FILE = Path(__file__).parents[1] / "cluster" / "local.yaml"
-SCRIPT = "import sys\nfrom dsn_ray.tune import main\nsys.exit(main())\n"
 UP = "RAY_UP_enable_autoscaler_v2=0 ray up --yes --no-config-cache cluster.yaml"
 
 
@@ -45,7 +44,7 @@ def test_a_sweep_over_two_hosts_outlives_one_of_them(hosts, tmp_path, drawings):
     head, worker = hosts
     head.run("ray get-auth-token --generate > /dev/null")
     (head.own / "root" / "cluster.yaml").write_text(cluster_file(hosts))
-    (head.own / "root" / "sweep.py").write_text(SCRIPT)
+    shutil.copy(FILE.with_name("sweep.py"), head.own / "root")
     head.run(UP, timeout=240)
     deadline = time.monotonic() + 120
     while "2.0 CPU" not in head.run("RAY_AUTH_MODE=token ray status").replace("0.0/", ""):
@@ -55,7 +54,7 @@ def test_a_sweep_over_two_hosts_outlives_one_of_them(hosts, tmp_path, drawings):
     asked = options(tmp_path, drawings, trials=3)
     asked[1] = str(tmp_path / "space.yaml")
     words = " ".join([*asked, "--workers", "1"])
-    submit = f"RAY_AUTH_MODE=token ray submit cluster.yaml sweep.py -- {words}"
+    submit = f"ray submit cluster.yaml sweep.py -- {words}"
     said = []
     sweep = threading.Thread(target=lambda: said.append(head.run(submit, timeout=500)))
     sweep.start()
