@@ -276,7 +276,7 @@ def _group_faults(group: dict[str, Any], key: str) -> Iterator[Fault]:
 
 
 def _token_faults(container: dict[str, Any], by_operator: bool, key: str) -> Iterator[Fault]:
-    given = {mapping(e).get("name"): mapping(e) for e in sequence(container.get("env"))}
+    given = {str(mapping(e).get("name")): mapping(e) for e in sequence(container.get("env"))}
     token = given.get("RAY_AUTH_TOKEN", {})
     by_hand = given.get("RAY_AUTH_MODE", {}).get("value") == "token" and bool(
         mapping(token.get("valueFrom")).get("secretKeyRef")
