@@ -121,7 +121,7 @@ def add_shape_arguments(to: argparse.ArgumentParser) -> None:
     group.add_argument("--cpus-per-worker", type=float, metavar="Y", help="(an equal share)")
     group.add_argument("--concurrent", type=int, metavar="K", help="trainings at a time")
     group.add_argument(
-        "--wait", type=float, default=900, metavar="S", help="seconds for an autoscaler (900)"
+        "--wait", type=float, default=900, metavar="S", help="seconds for machines to come (900)"
     )
     group.add_argument(
         "--patience",

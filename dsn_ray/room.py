@@ -26,7 +26,7 @@ class Shape:
         cpus_per_worker: CPUs of each; may be a fraction.
         gpus_per_worker: GPUs of each; may be a fraction.
         concurrent: trainings at a time.
-        wait: seconds to wait for nodes that an autoscaler can add.
+        wait: seconds to wait for machines that may still come.
         patience: seconds without a step after which a worker is taken for hung.
     """
 

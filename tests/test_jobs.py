@@ -212,7 +212,9 @@ def test_a_job_is_seen_stopped_and_gone_on_with(dashboard, tmp_path, drawings, b
         metric = series("ray_dsn_validation_map")["trial 1, seed 0"]
         assert (metric["metric"]["run"], metric["metric"]["dataset"]) == ("s", "folder:toy")
         assert 0 < float(metric["value"][1]) <= 1
-        assert "trial 1, seed 0" in series("ray_dsn_loss")
+        speeds = "pictures_per_second", "waiting_for_data_ratio"
+        for name in ("epoch", "loss", *speeds, "bank_fill_ratio", "training_state"):
+            assert "trial 1, seed 0" in series(f"ray_dsn_{name}")
         eyes = Seen(browser, dashboard.url)
         eyes.shows("jobs", "first", "RUNNING")
         eyes.shows("actors", "_trial", "TrainController", "RayTrainWorker", rows="100")
@@ -220,6 +222,7 @@ def test_a_job_is_seen_stopped_and_gone_on_with(dashboard, tmp_path, drawings, b
         eyes.shows(f"jobs/{job}", pipeline, section="Ray Data Overview")
         assert "trial1-seed0" in dashboard.train_runs()
         wait_until(lambda: "trial 2/4 epoch 1/" in dashboard.said("first"), 120)
+        wait_until(lambda: series("ray_dsn_best_validation_map"), 60)
         dashboard.job("stop", "first")
         assert dashboard.end("first") == "STOPPED"
     said = dashboard.said("first")
