@@ -58,12 +58,16 @@ ray.init(logging_level=logging.ERROR, log_to_driver=False)
 print(sum(node["Alive"] for node in ray.nodes()))' 2> /dev/null || true
 }
 
+srun --ntasks-per-node=1 --overlap test -r ~/.ray/auth_token ||
+    die "a node does not see ~/.ray/auth_token; copy it there, or share the home folder."
+
 srun --nodes=1 --ntasks=1 --nodelist="$head" --cpus-per-task="$SLURM_CPUS_PER_TASK" --overlap \
     ray start --block --head --node-ip-address="$address" --port="$port" \
     --num-cpus="$SLURM_CPUS_PER_TASK" --dashboard-host=127.0.0.1 \
     --temp-dir="/tmp/ray-$SLURM_JOB_ID" &
 until ray status > /dev/null 2>&1; do
-    ((SECONDS < deadline)) || die "Ray's head did not answer at $RAY_ADDRESS within 5 minutes."
+    ((SECONDS < deadline)) ||
+        die "Ray's head did not answer at $RAY_ADDRESS within 5 minutes; see above what it said."
     sleep 2
 done
 
@@ -74,7 +78,8 @@ if ((others > 0)); then
         ray start --block --address="$RAY_ADDRESS" --num-cpus="$SLURM_CPUS_PER_TASK" &
 fi
 until [ "$(alive)" = "$SLURM_JOB_NUM_NODES" ]; do
-    ((SECONDS < deadline)) || die "not all $SLURM_JOB_NUM_NODES nodes had joined after 5 minutes."
+    ((SECONDS < deadline)) ||
+        die "not all $SLURM_JOB_NUM_NODES nodes had joined after 5 minutes; see above what they said."
     sleep 2
 done
 

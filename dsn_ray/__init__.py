@@ -47,7 +47,9 @@
     charts.py       their plots
     plan.py         what a sweep would run
     runtime.py      Ray's start-up
+    fleet.py        the machines of a cluster: those there, and those that may come
     room.py         what a run takes of a cluster, and waiting for it
+    spot.py         AWS's spot market, and on demand where it refuses, for `ray up`
     runs.py         a run's folder and storage, and going on with it
     checks/         what can be wrong in a cluster file: of `ray up`, AWS, KubeRay, Slurm
     cli.py          what the commands share

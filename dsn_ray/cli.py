@@ -116,13 +116,13 @@ def add_shape_arguments(to: argparse.ArgumentParser) -> None:
     """Adds the options that shape a run on the cluster."""
     group = to.add_argument_group("on the cluster")
     group.add_argument(
-        "--workers", type=int, metavar="N", help="per training (2, or 1 where there is one GPU)"
+        "--workers", type=int, metavar="N", help="per training (2, or 1 with a GPU or less in all)"
     )
     group.add_argument("--gpus-per-worker", type=float, metavar="X", help="(1 where there are any)")
     group.add_argument("--cpus-per-worker", type=float, metavar="Y", help="(an equal share)")
     group.add_argument("--concurrent", type=int, metavar="K", help="trainings at a time")
     group.add_argument(
-        "--wait", type=float, default=900, metavar="S", help="seconds for an autoscaler (900)"
+        "--wait", type=float, default=900, metavar="S", help="seconds for machines to come (900)"
     )
     group.add_argument(
         "--patience",

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
@@ -120,7 +120,7 @@ class SearchProgress(TrialsView):
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         """Writes the record anew, and tells of a trial that was stopped."""
-        state = self._how_it_ended(trial)
+        state = self.how_it_ended(trial)
         self._write(trial, state)
         if not self._live and state != "finished":
             self._say(f"{self._name(trial)} {state}")
@@ -141,9 +141,10 @@ class SearchProgress(TrialsView):
             return "failed"
         if trial.status != Trial.TERMINATED:
             return "running"
-        return self._how_it_ended(trial)
+        return self.how_it_ended(trial)
 
-    def _how_it_ended(self, trial: Trial) -> State:
+    def how_it_ended(self, trial: Trial) -> State:
+        """What a trial that has just ended came to."""
         if _value(trial) is None:
             return "diverged"
         return "finished" if _epoch(trial) >= self._epochs else "stopped early"
@@ -291,13 +292,16 @@ def _value(trial: Trial) -> float | None:
 
 
 @contextmanager
-def training_progress(console: Console, name: str, epochs: int) -> Iterator[UserCallback]:
+def training_progress(
+    console: Console, name: str, epochs: int, told: Callable[[dict[str, Any]], None]
+) -> Iterator[UserCallback]:
     """Shows one training's epochs as they end.
 
     Args:
         console: where to show.
         name: of the training.
         epochs: of the training.
+        told: is given each epoch's metrics.
 
     Yields:
         The callback to give to Ray Train.
@@ -311,6 +315,7 @@ def training_progress(console: Console, name: str, epochs: int) -> Iterator[User
 
         def show() -> None:
             while (metrics := queue.get()) is not None:
+                told(metrics)
                 text = (
                     f"{name}: epoch {metrics['epoch']}/{epochs} loss {metrics['loss_total']:.3f} "
                     f"{metrics['pictures_per_second']:.0f} pictures/s"

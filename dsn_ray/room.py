@@ -2,20 +2,18 @@
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
 from rich.console import Console
 
+from dsn_ray import fleet
 from dsn_ray.errors import UserError
 
 if TYPE_CHECKING:
     import ray
-
-_BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 
 
 @dataclass(frozen=True)
@@ -23,11 +21,12 @@ class Shape:
     """What a run asks of the cluster; what is None is derived from the cluster.
 
     Attributes:
-        workers: data-parallel workers of one training; two, or one where there is one GPU.
+        workers: data-parallel workers of one training; two, or one where there is one GPU or
+            each takes a part of one.
         cpus_per_worker: CPUs of each; may be a fraction.
         gpus_per_worker: GPUs of each; may be a fraction.
         concurrent: trainings at a time.
-        wait: seconds to wait for nodes that an autoscaler can add.
+        wait: seconds to wait for machines that may still come.
         patience: seconds without a step after which a worker is taken for hung.
     """
 
@@ -37,6 +36,12 @@ class Shape:
     concurrent: int | None = None
     wait: float = 900.0
     patience: float = 600.0
+
+    def __post_init__(self) -> None:
+        """Refuses what Ray would refuse only when a worker starts."""
+        gpus = self.gpus_per_worker or 0
+        if gpus > 1 and gpus != int(gpus):
+            raise UserError(f"--gpus-per-worker {gpus:g}: above 1 it must be a whole number.")
 
 
 @dataclass(frozen=True)
@@ -80,52 +85,52 @@ class Resources:
         )
 
 
-def allot(shape: Shape, console: Console) -> Resources:
-    """Decides what each training takes, and waits for an autoscaler where that is needed.
+def allot(
+    shape: Shape, console: Console, check: Callable[[int], None] = lambda workers: None
+) -> Resources:
+    """Decides what each training takes, and waits for machines where that is needed.
 
-    The machine's CPUs are shared out among the workers; with GPUs each worker gets one of these.
+    The machines' CPUs are shared out among the workers; with GPUs each worker gets one of these.
 
     Args:
         shape: what was asked for.
         console: says what is awaited.
+        check: is given the number of workers before anything is awaited, and may refuse it.
 
     Raises:
         UserError: If the cluster neither has enough nor can grow to it, or did not in time.
     """
-    import ray
-
-    now = ray.cluster_resources()
-    most = _ceiling(now)
+    _await_machines(shape.wait, console)
+    most = fleet.largest()
+    gpus_each = shape.gpus_per_worker
+    gpus = most.sum(lambda kind: kind.gpus)
+    if gpus_each is None:
+        gpus_each = 1.0 if gpus else 0.0
     workers = shape.workers
     if workers is None:
-        workers = 1 if most.get("GPU", 0) == 1 and shape.gpus_per_worker is None else 2
+        alone = gpus == 1 and shape.gpus_per_worker is None
+        workers = 1 if alone or 0 < gpus_each < 1 else 2
     if workers < 1:
         raise UserError(f"--workers {workers}: at least 1 worker is needed.")
-    gpus_each = shape.gpus_per_worker
-    if gpus_each is None:
-        gpus_each = 1.0 if most.get("GPU", 0) else 0.0
+    check(workers)
     concurrent = shape.concurrent
     if concurrent is None:
-        concurrent = int(most.get("GPU", 0) // (workers * gpus_each)) if gpus_each else 1
-        concurrent = max(1, concurrent)
-    share = most.get("CPU", 1) / (workers * concurrent)
+        concurrent = max(1, most.places(0, gpus_each) // workers) if gpus_each else 1
+    share = (most.sum(lambda kind: kind.cpus) or 1) / (workers * concurrent)
     cpus_each = min(1.0, share) if shape.cpus_per_worker is None else shape.cpus_per_worker
     if not cpus_each and not gpus_each:
         raise UserError("--cpus-per-worker 0: without a GPU a worker needs some of a CPU.")
     chosen = Resources(workers, cpus_each, gpus_each, concurrent, shape.patience)
 
-    for name, each, option in (
-        ("CPU", cpus_each, "--cpus-per-worker"),
-        ("GPU", gpus_each, "--gpus-per-worker"),
-    ):
-        need = each * workers
-        if need > most.get(name, 0) + 1e-9:
-            raise UserError(
-                f"--workers {workers} with {option} {each:g} needs {need:g} {name}s, but "
-                f"this Ray cluster has {now.get(name, 0):g} and can grow to "
-                f"{most.get(name, 0):g}; ask for fewer or add nodes."
-            )
-    if not _fits(chosen):
+    places = max(_places(chosen), most.places(cpus_each, gpus_each))
+    if places < workers * (shape.concurrent or 1):
+        at_a_time = f" --concurrent {shape.concurrent}" if shape.concurrent else ""
+        raise UserError(
+            f"--workers {workers} --cpus-per-worker {cpus_each:g} --gpus-per-worker {gpus_each:g}"
+            f"{at_a_time}: this Ray cluster has room for {places} such workers at its largest, "
+            f"which is {most}; ask for fewer or smaller ones, or add machines."
+        )
+    if _places(chosen) < workers:
         _await(chosen, shape.wait, console)
     if shape.cpus_per_worker is None:
         chosen = _with_whole_cpus(chosen, int(share))
@@ -145,11 +150,7 @@ def room_for(one: Resources) -> int:
     It counts the nodes there are now, so that one which has grown is used, and those that an
     autoscaler can add.
     """
-    import ray
-
-    most = _ceiling(ray.cluster_resources()) if _autoscaler_limits() else {}
-    growing = [most.get(name, 0) / need for name, need in one.per_worker.items()]
-    places = max(_places(one), int(min(growing) + 1e-9))
+    places = max(_places(one), fleet.largest().places(one.cpus_per_worker, one.gpus_per_worker))
     return max(1, places // one.workers)
 
 
@@ -170,18 +171,21 @@ def check_storage_reaches_all(storage: str) -> None:
     A folder that every node has mounted is given as a `file://` address; each node is asked.
 
     Raises:
-        UserError: If the storage is a local path and the cluster has several nodes, or one of them
-            does not see it.
+        UserError: If the storage is a local path and the cluster has several nodes or may get
+            them, or one of them does not see it.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     alive = [node for node in ray.nodes() if node["Alive"]]
-    if len(alive) < 2:
+    growth = fleet.growth_of_cluster()
+    most = max(len(alive), 1 + growth.most if growth else 1)
+    if most < 2:
         return
     if "://" not in storage:
+        has = "has" if most == len(alive) else "may grow to"
         raise UserError(
-            f"--storage {storage} is a folder of one node, but this Ray cluster has {len(alive)} "
+            f"--storage {storage} is a folder of one node, but this Ray cluster {has} {most} "
             "nodes; give an address that all of them reach, such as s3://bucket/path, or "
             "file:///path where every node has mounted it."
         )
@@ -218,54 +222,32 @@ def _sees(path: str) -> bool:
     return Path(path).exists()
 
 
-def _autoscaler_limits() -> dict[str, float] | None:
-    """What the cluster can grow to, by resource; None where no autoscaler is known.
-
-    Some autoscalers tell Ray their limits. That of `ray up` does not: they are read from the file
-    which it leaves on the head node.
-    """
-    from ray._private.state import state
-
-    told = state.get_max_resources_from_cluster_config()
-    if told is not None:
-        return {name: float(amount) for name, amount in told.items()}
-    try:
-        config = yaml.safe_load(_BOOTSTRAP.expanduser().read_text(encoding="utf-8"))
-        types = dict(config["available_node_types"])
-        head = types.pop(config["head_node_type"])["resources"]
-        nodes = [(t["resources"], t.get("max_workers", 0)) for t in types.values()]
-        limits = {}
-        for name in {*head, *(name for resources, _ in nodes for name in resources)}:
-            left, limits[name] = config.get("max_workers", 2), float(head.get(name, 0))
-            for each, most in sorted(((r.get(name, 0), m) for r, m in nodes), reverse=True):
-                limits[name] += each * min(left, most)
-                left -= min(left, most)
-        return limits
-    except (OSError, KeyError, TypeError, AttributeError, yaml.YAMLError):
-        return None
-
-
-def _ceiling(now: Mapping[str, float]) -> dict[str, float]:
-    """What the cluster can have at most: its nodes, or what its autoscaler may add."""
-    can_grow_to = _autoscaler_limits() or {}
-    return {name: max(now.get(name, 0), can_grow_to.get(name, 0)) for name in {*now, *can_grow_to}}
-
-
-def _fits(one: Resources) -> bool:
-    """Whether the alive nodes hold the workers of one training, each bundle on one node."""
-    return _places(one) >= one.workers
-
-
 def _places(one: Resources) -> int:
-    """How many such workers the alive nodes hold."""
-    import ray
+    """How many such workers the machines hold that are there, each on one of them."""
+    return fleet.present().places(one.cpus_per_worker, one.gpus_per_worker)
 
-    places = 0
-    for node in ray.nodes():
-        if node["Alive"]:
-            counts = [node["Resources"].get(n, 0) / need for n, need in one.per_worker.items()]
-            places += int(min(counts) + 1e-9)
-    return places
+
+def _await_machines(wait: float, console: Console) -> None:
+    """Waits for machines that join by themselves and tell only then what they have.
+
+    `ray up` is done before those of one's own have installed the project. One that does not come
+    is gone without.
+    """
+    growth = fleet.growth_of_cluster()
+    if growth is None or growth.kinds:
+        return
+    deadline, all_of_them = time.monotonic() + wait, 1 + growth.most
+
+    def here() -> str:
+        return f"{fleet.present().most} of {all_of_them} machines"
+
+    if fleet.present().most < all_of_them:
+        console.print(f"Waiting up to {wait:g} s for this cluster's machines: {here()} are here.")
+    while fleet.present().most < all_of_them:
+        if time.monotonic() > deadline:
+            console.print(f"Going on with {here()}.")
+            return
+        time.sleep(1.0)
 
 
 def _await(chosen: Resources, wait: float, console: Console) -> None:
@@ -273,18 +255,17 @@ def _await(chosen: Resources, wait: float, console: Console) -> None:
     from ray.autoscaler.sdk import request_resources
 
     wanted = f"{chosen.workers} x {chosen.per_worker}"
-    if _autoscaler_limits() is None:
-        raise UserError(f"No node of this Ray cluster has room for a worker; needed: {wanted}.")
     console.print(f"Waiting up to {wait:g} s for nodes with {wanted}.")
     request_resources(bundles=[chosen.per_worker] * chosen.workers)
     deadline = time.monotonic() + wait
     try:
-        while not _fits(chosen):
+        while _places(chosen) < chosen.workers:
             if time.monotonic() > deadline:
                 raise UserError(
                     f"--wait {wait:g}: the cluster did not grow to {wanted} in time; it has "
                     f"{ray.cluster_resources().get('CPU', 0):g} CPUs and "
-                    f"{ray.cluster_resources().get('GPU', 0):g} GPUs."
+                    f"{ray.cluster_resources().get('GPU', 0):g} GPUs. `ray status` on the "
+                    "head says what keeps machines away, such as a quota."
                 )
             time.sleep(1.0)
     finally:

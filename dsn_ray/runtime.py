@@ -36,21 +36,20 @@ def ray_cluster() -> Iterator[str]:
         The dashboard's address, and how to get the token that it asks for.
 
     Raises:
-        UserError: If `RAY_ADDRESS` cannot be reached, or wants a token that is not given.
+        UserError: If `RAY_ADDRESS` is no address, cannot be reached, or wants a token that is
+            not given.
     """
-    for name, value in _RAY_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    import ray
-    from ray._private import services
-
-    given = os.environ.get("RAY_ADDRESS")
-    address = services.canonicalize_bootstrap_address(None)
-    if address is not None and not given and not answers(address):
-        address = None  # `ray start` left its address behind; nobody is there any more
-    own = _own_address() if address is None else {}
+    own = {name: value for name, value in _RAY_ENVIRONMENT.items() if name not in os.environ}
     os.environ.update(own)
+    import ray
+
+    before = signal.getsignal(signal.SIGTERM)
     try:
+        given = os.environ.get("RAY_ADDRESS")
+        address = _running_cluster(given)
         if address is None:
+            own |= _own_address()
+            os.environ.update(own)
             context = ray.init(
                 address="local",
                 include_dashboard=True,
@@ -59,7 +58,9 @@ def ray_cluster() -> Iterator[str]:
             )
         else:
             context = _attach(address, given)
-        _stop_on_sigterm()
+        # SIGTERM, which ends Ray's jobs, does what Ctrl-C does: Ray's own handler leaves the
+        # process from within whatever it is doing.
+        _on_sigterm(signal.default_int_handler)
         quiet_data()
         if not context.dashboard_url:
             yield "not running"
@@ -68,17 +69,36 @@ def ray_cluster() -> Iterator[str]:
     finally:
         gc.collect()  # what Ray Data left closes while Ray is there
         ray.shutdown()
+        _on_sigterm(before)
         for name in own:
-            del os.environ[name]
+            os.environ.pop(name, None)
 
 
-def _stop_on_sigterm() -> None:
-    """Has SIGTERM, the signal that ends Ray's jobs, do what Ctrl-C does.
-
-    Ray's own handler leaves the process from within whatever it is doing.
-    """
+def _on_sigterm(handler: Any) -> None:
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _running_cluster(given: str | None) -> str | None:
+    """The address of the cluster to attach to; None where none runs.
+
+    Raises:
+        UserError: If `RAY_ADDRESS`, where it is given, is no address.
+    """
+    from ray._private import services
+
+    try:
+        address: str | None = services.canonicalize_bootstrap_address(None)
+    except ConnectionError:
+        raise UserError(f"RAY_ADDRESS={given}: no Ray cluster runs on this machine.") from None
+    except ValueError:
+        raise UserError(
+            f"RAY_ADDRESS={given}: this is no HOST:PORT, such as `ray start` prints; an address "
+            "that begins with http:// is one for `ray job submit --address`."
+        ) from None
+    if address is not None and not given and not answers(address):
+        return None  # `ray start` left its address behind; nobody is there any more
+    return address
 
 
 def _own_address() -> dict[str, str]:

@@ -125,12 +125,12 @@ def _sweep(sweep: Sweep, run: Run, shape: "Shape", final_only: bool) -> None:
     with cli.quiet_log("ray", run.folder) as console:
         with ray_cluster() as dashboard, session(run.folder, cluster_size()):
             console.print(f"Ray dashboard: {dashboard}", soft_wrap=True)
-            resources = allot(shape, console)
+            check_storage_reaches_all(run.storage)
+            resources = allot(shape, console, partial(_check, sweep, found))
             room = (
                 partial(int, shape.concurrent) if shape.concurrent else partial(room_for, resources)
             )
-            _check(sweep, found, resources.workers)
-            check_storage_reaches_all(run.storage)
+            check_storage_reaches_all(run.storage)  # those that have come
             console.print(
                 f"Running {resources}; this cluster has {cluster_size()}.", soft_wrap=True
             )
@@ -225,7 +225,7 @@ def _search(
             [
                 progress,
                 EpochLog(run.folder / EPOCHS, name_of),
-                Gauges(run.folder.name, name_of),
+                Gauges(run.folder.name, name_of, progress.how_it_ended, best and best[0]),
                 Retention(storage, epochs, best),
             ],
             run.storage,

@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -264,7 +265,9 @@ def go_on(training: Training, run: Run, shape: "Shape") -> Path:
 
 def _train(training: Training, run: Run, shape: "Shape") -> Path:
     from dsn_ray.data.shards import locate
+    from dsn_ray.gauges import RunGauges
     from dsn_ray.progress import training_progress
+    from dsn_ray.record import Name
     from dsn_ray.room import allot, check_storage_reaches_all
     from dsn_ray.runtime import ray_cluster
     from dsn_ray.shelf import load_training_data
@@ -276,11 +279,16 @@ def _train(training: Training, run: Run, shape: "Shape") -> Path:
     with cli.quiet_log("ray", run.folder) as console:
         with ray_cluster() as dashboard:
             console.print(f"Ray dashboard: {dashboard}", soft_wrap=True)
-            resources = allot(shape, console)
             check_storage_reaches_all(run.storage)
+            check = partial(check_fits, config, found.seen_classes, validate=False)
+            resources = allot(shape, console, check)
+            check_storage_reaches_all(run.storage)  # those that have come
             console.print(f"Running {resources}.")
             _, data = load_training_data(found, root, config, console)
-            with training_progress(console, data.name, config.train.epochs) as callback:
+            gauges, title = RunGauges(run.folder.name), Name("training", data.name)
+            gauges.state(title, "running")
+            told = partial(gauges.epoch, title)
+            with training_progress(console, data.name, config.train.epochs, told) as callback:
                 result = fit(
                     config,
                     data,

@@ -4,16 +4,23 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 STUBS = {
     "scontrol": "printf 'first\\nsecond\\n'",
     "hostname": "echo '10.0.0.1 172.17.0.1'",
-    "srun": 'echo "srun $*" >> "$LOG"; exec sleep 60',
-    "ray": 'echo "ray $* $RAY_AUTH_MODE" >> "$LOG"; [ "$1" != status ] || grep -q ^srun "$LOG"',
+    "srun": (
+        'case "$*" in *" test -r "*) [ -z "$NO_TOKEN" ]; exit;; esac; '
+        'echo "srun $*" >> "$LOG"; exec sleep 60'
+    ),
+    "ray": (
+        'echo "ray $* $RAY_AUTH_MODE" >> "$LOG"; '
+        '[ "$1" != status ] || { [ -z "$SILENT" ] && grep -q ^srun "$LOG"; }'
+    ),
     "python": (
-        'if [ "$1" = -c ]; then grep -c ^srun "$LOG"; exit; fi; '
+        'if [ "$1" = -c ]; then [ -n "$ALONE" ] && echo 1 || grep -c ^srun "$LOG"; exit; fi; '
         'echo "python $* $RAY_ADDRESS" >> "$LOG"; '
         f'exec {sys.executable} -c "$SWEEP"'
     ),
@@ -31,7 +38,7 @@ def slurm(tmp_path):
         (bin_folder / name).chmod(0o755)
     jobs = []
 
-    def start(sweep):
+    def start(sweep, script="cluster/slurm.sh", **more):
         environment = {
             **os.environ,
             "LOG": str(tmp_path / "log"),
@@ -41,11 +48,13 @@ def slurm(tmp_path):
             "SLURM_JOB_NUM_NODES": "2",
             "SLURM_JOB_ID": "123456",
             "SLURM_CPUS_PER_TASK": "8",
+            **more,
         }
         job = subprocess.Popen(
-            ["bash", "cluster/slurm.sh", "--name", "my run"],
+            ["bash", str(script), "--name", "my run"],
             env=environment,
             stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
         )
@@ -77,5 +86,22 @@ def test_the_batch_script_hands_the_signal_on_to_the_sweep(slurm):
     )
     assert job.stdout.readline() == "up\n"
     job.send_signal(signal.SIGINT)
-    assert job.communicate(timeout=50)[0] == "Go on with\n"
+    assert job.communicate(timeout=50)[0].startswith("Go on with\n")
     assert job.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ("NO_TOKEN", "error: a node does not see ~/.ray/auth_token; copy it there"),
+        ("SILENT", "error: Ray's head did not answer at 10.0.0.1:23456 within 5 minutes"),
+        ("ALONE", "error: not all 2 nodes had joined after 5 minutes"),
+    ],
+)
+def test_the_batch_script_says_why_it_gives_up(slurm, tmp_path, wrong, words):
+    hasty = tmp_path / "slurm.sh"
+    hasty.write_text(Path("cluster/slurm.sh").read_text().replace("SECONDS + 300", "SECONDS + 3"))
+    job, log = slurm("raise SystemExit", hasty, **{wrong: "1"})
+    assert words in job.communicate(timeout=50)[0]
+    assert job.returncode == 1
+    assert "dsn_ray.tune" not in log.read_text()

@@ -71,10 +71,10 @@ RULE = """
 @pytest.mark.parametrize(
     ("old", "new", "key", "words"),
     [
-        ("max_workers: 2\nidle", "max_worker: 2\nidle", "the file", "'max_worker' was unexpected"),
+        ("upscaling_speed", "upscaling_sped", "the file", "'upscaling_sped' was unexpected"),
         ("max_workers: 2\nidle", "max_workers: two\nidle", "max_workers", "'two' is not of type"),
         ("head_node_type: head", "head_node_type: hed", "the file", "must be one of `available"),
-        ("min_workers: 0", "min_workers: 2", "the file", "smaller than the sum of `min_workers`"),
+        ("min_workers: 0", "min_workers: 3", "the file", "smaller than the sum of `min_workers`"),
         ("region: *region", "", "provider.region", "it is missing; give one such as us-west-2"),
         ("&region us-west-2", "&region us-west-9", "provider.region", "no region us-west-9; give"),
         ("us-west-2a,", "us-east-1a,", "availability_zone", "us-east-1a is no zone of the region"),
@@ -83,13 +83,13 @@ RULE = """
         (":2.60.0-py311-gpu", "", "docker.image", "has no tag"),
         ("2.60.0-py311-gpu", "2.60.0-py310-gpu", "docker.image", "add -py311"),
         ("2.60.0-py311-gpu", "2.60.0-py311-cpu", "docker.image", "sees no GPU; end the tag in"),
-        ("g6.12xlarge #", "g6.13xlarge #", "gpu_spot.node_config.InstanceType", "g6.12xlarge"),
-        ("g6.12xlarge #", "g6.4xlarge #", "gpu_spot.resources.CPU", "g6.4xlarge has 16 CPUs"),
-        ("g6.12xlarge #", "g6.4xlarge #", "gpu_spot.resources.GPU", "has 1 GPUs; give 1"),
+        ("g6.12xlarge #", "g6.13xlarge #", "gpu.node_config.InstanceType", "g6.12xlarge"),
+        ("g6.12xlarge #", "g6.4xlarge #", "gpu.resources.CPU", "g6.4xlarge has 16 CPUs"),
+        ("g6.12xlarge #", "g6.4xlarge #", "gpu.resources.GPU", "has 1 GPUs; give 1"),
         ("{CPU: 8}", "{CPU: 8, GPU: 1}", "head.resources.GPU", "has 0 GPUs; leave it out"),
         ("{CPU: 8}", "{}", "head.resources.CPU", "it is missing, and m6i.2xlarge has 8 CPUs"),
         ("VolumeSize", "VolumeSise", "BlockDeviceMappings[0].Ebs.VolumeSise", "mean VolumeSize?"),
-        ("InstanceMarketOptions", "InstanceMarketOption", "gpu_spot.node_config", "no such key"),
+        ("InstanceMarketOptions", "InstanceMarketOption", "gpu.node_config", "no such key"),
         ("MarketType: spot", "MarketType: spots", "InstanceMarketOptions", "market spots does"),
         ("{Name: *worker_profile}", "{}", "IamInstanceProfile", "cannot reach the bucket"),
         ("ImageId: *ami", "EbsOptimized: true", "head.node_config.ImageId", "it is missing"),
@@ -118,7 +118,47 @@ RULE = """
         ("--constraint constraints.txt", "", "setup_commands", "locked versions"),
         ("--editable '", "ray[default]==2.59.0 '", "setup_commands", "they install Ray 2.59.0"),
         ("  cache_stopped_nodes: false", f"  region: us-west-2{RULE}", "IpPermissions[0]", "8265"),
-        ("type: aws", "type: gcp", "provider.type", "gcp is not checked here; give aws or local"),
+        ("type: external", "type: gcp", "provider.type", "gcp is not checked here; give aws or"),
+        ("SpotThenOnDemand", "Spot", "provider.type", "external is not checked here"),
+        ("type: external", "type: aws", "provider.type", "module: dsn_ray.spot.SpotThenOnDemand"),
+        (
+            "availability_zone:",
+            "availability_zones:",
+            "provider.availability_zones",
+            "did you mean",
+        ),
+        (
+            "  cache_stopped_nodes: false",
+            "  aws_credentials: {aws_secret_access_key: abc}",
+            "provider.aws_credentials.aws_secret_access_key",
+            "a secret is written there",
+        ),
+        ("--env RAY_AUTH_MODE=token", "--env HF_TOKEN=abc", "docker.run_options[1]", "a secret"),
+        (
+            "    - --env RAY_AUTH_MODE=token\n",
+            "",
+            "docker.run_options",
+            "is refused; add --env RAY",
+        ),
+        ("  - ray stop\n", "  - export API_KEY='abc'\n", "head_start_ray_commands[0]", "a secret"),
+        (
+            "max_workers: 2\nidle",
+            "max_workers: 0\nidle",
+            "max_workers",
+            "no machine with a GPU may",
+        ),
+        (
+            "    max_workers: 2",
+            "    max_workers: 0",
+            "max_workers",
+            "no machine with a GPU may come",
+        ),
+        (
+            "HEAD_IP:6379",
+            "HEAD_IP:6380",
+            "worker_start_ray_commands",
+            "at port 6380, and it listens",
+        ),
     ],
 )
 def test_a_file_for_aws(faults, old, new, key, words):
@@ -128,7 +168,8 @@ def test_a_file_for_aws(faults, old, new, key, words):
 
 def test_the_defaults_that_ray_fills_in_are_checked(faults):
     text = (FILES / "gpu.yaml").read_text()
-    found = faults("gpu.yaml", text[text.index("head_start_ray_commands") :], "")
+    less = text[: text.index("head_start_ray_commands")].replace("type: external", "type: aws")
+    found = faults("gpu.yaml", text, less.replace("{MarketType: spot}", "{MarketType: on-demand}"))
     assert [fault.split(":")[0] for fault in found] == [
         "head_start_ray_commands",
         "head_start_ray_commands",
@@ -152,6 +193,7 @@ def test_every_fault_is_told(faults):
         ("id_ed25519", "id_nobody", "auth.ssh_private_key", "there is no file ~/.ssh/id_nobody"),
         ("127.0.0.1", "0.0.0.0", "head_start_ray_commands", "the dashboard is bound to 0.0.0.0"),
         ("RAY_AUTH_MODE=token ", "", "worker_start_ray_commands", "without a token"),
+        ("  worker_ips:", "  worker_ip:", "provider.worker_ip", "did you mean worker_ips?"),
     ],
 )
 def test_a_file_for_ones_own_machines(faults, old, new, key, words):
@@ -179,6 +221,35 @@ def test_a_file_for_ones_own_machines(faults, old, new, key, words):
         ("entrypoint:", "entryPoint:", "RayJob.spec.entryPoint", "did you mean entrypoint"),
         ("cluster: dsn-ray}", "cluster: other}", "clusterSelector", "no RayCluster other"),
         ("clusterSelector", "metadata", "RayJob.spec", "on which cluster it runs"),
+        ("secretName:", "secretNames:", "authOptions.secretNames", "did you mean secretName?"),
+        ("idleTimeoutSeconds", "idleTimeout", "autoscalerOptions.idleTimeout", "no such key"),
+        (
+            "mountPath",
+            "mountpath",
+            "headGroupSpec.template.spec.containers[0].volumeMounts",
+            "Path?",
+        ),
+        ("{name: runs, m", "{name: run, m", "containers[0].volumeMounts", "has no volume run; add"),
+        (
+            "claimName: dsn-ray-runs",
+            "claimName: runs",
+            "spec.volumes",
+            "no PersistentVolumeClaim runs",
+        ),
+        ('cpu: "8"', 'cpu: "6"', "workerGroupSpecs[0]", "hold no worker with 7 CPUs and 1 GPUs"),
+        (
+            "--workers 2",
+            "--workers 5",
+            "the whole cluster",
+            "it has room for 4 workers with 7 CPUs",
+        ),
+        (
+            '            resources:\n              limits: {cpu: "4"',
+            "            env: [{name: HF_TOKEN, value: abc}]\n"
+            '            resources:\n              limits: {cpu: "4"',
+            "headGroupSpec.template.spec.containers[0].env[0].HF_TOKEN",
+            "a secret is written there",
+        ),
         ("kind: Ray", "kind: X", "kind", "neither a RayCluster nor a RayJob"),
     ],
 )
@@ -194,7 +265,7 @@ BY_REFERENCE = {"valueFrom": {"secretKeyRef": {"name": "dsn-ray-token", "key": "
     ("token", "words"),
     [
         (BY_REFERENCE, []),
-        ({"value": "abc"}, ["the token is written there", "without a token"] * 2),
+        ({"value": "abc"}, ["a secret is written there"] * 2 + ["without a token"] * 2),
         ({}, ["without a token"] * 2),
     ],
 )
@@ -235,7 +306,15 @@ def test_a_secret_in_a_manifest(faults):
         ("set -euo pipefail", "", "set", "a failed command is passed over"),
         ("#SBATCH --time", "#SBATCH --tme", "#SBATCH --time", "how long"),
         ('dsn_ray.tune "$@"', "dsn_ray.tune $@", "dsn_ray.tune", "no sweep is run"),
-        ("export RAY_ADDRESS", "export RAY_AUTH_TOKEN=abc", "RAY_AUTH_TOKEN", "a secret"),
+        ("export RAY_ADDRESS", "export RAY_AUTH_TOKEN=abc", "line", "a secret"),
+        ('--port="$port"', "--dashboard-host=0.0.0.0", "--dashboard-host", "bound to 0.0.0.0"),
+        (
+            "#SBATCH --gpus-per-node",
+            "#SBATCH --gpu-per-node",
+            "gpus-per-node",
+            "the nodes get no GPU",
+        ),
+        ("--cpus-per-task=32", "--cpu-per-task=32", "#SBATCH --cpus-per-task", "how many CPUs Ray"),
     ],
 )
 def test_a_script_for_slurm(faults, old, new, key, words):
@@ -249,8 +328,8 @@ def test_a_script_for_slurm(faults, old, new, key, words):
         (Need(8, 11, 1), None),
         (Need(9, 11, 1), "the whole cluster: it has room for 8 workers"),
         (Need(2, 16, 1), None),
-        (Need(2, 50, 1), "gpu_spot: 48 CPUs and 4 GPUs hold no worker with 50 CPUs and 1 GPUs"),
-        (Need(1, 1, 8), "gpu_on_demand: 48 CPUs and 4 GPUs hold no worker"),
+        (Need(2, 50, 1), "gpu: 48 CPUs and 4 GPUs hold no worker with 50 CPUs and 1 GPUs"),
+        (Need(1, 1, 8), "gpu: 48 CPUs and 4 GPUs hold no worker"),
         (Need(16, 1, 0.5), None),
     ],
 )

@@ -14,10 +14,11 @@ import torch
 import yaml
 from rich.console import Console
 
-from dsn_ray import evaluate, train, tune
+from dsn_ray import evaluate, fleet, gauges, train, tune
 from dsn_ray.checkpoint import open_checkpoint
 from dsn_ray.data.pictures import load_pictures
 from dsn_ray.data.shards import locate, open_shards
+from dsn_ray.fleet import Fleet, Machines
 from dsn_ray.rating import UnseenPictures, evaluate_checkpoint
 from dsn_ray.room import Resources, Shape, allot
 from dsn_ray.runtime import ray_cluster
@@ -153,10 +154,15 @@ def test_one_training_and_its_checkpoint(here, attached, drawings, capfd, monkey
 
 
 @pytest.mark.slow
-def test_a_training_that_is_complete_is_not_repeated(here, attached, drawings, capfd):
+def test_a_training_that_is_complete_is_not_repeated(here, attached, drawings, capfd, monkeypatch):
+    shown = []
+    monkeypatch.setattr(
+        gauges.RunGauges, "epoch", lambda _, name, told: shown.append((*name, told["epoch"]))
+    )
     data = ["--data", f"folder:toy={drawings}", *smoke(**{"network.weights": "none"})]
     assert train.main([*data, "--name", "one", "--workers", "1"]) == 0
     checkpoint = Path(capfd.readouterr().out.splitlines()[-1])
+    assert shown == [("training", "folder:toy", 1)]
     before = (checkpoint / "state.pt").read_bytes()
     assert train.main(["--resume", "--name", "one", "--workers", "1"]) == 0
     again = capfd.readouterr().out
@@ -178,10 +184,10 @@ def test_a_training_that_is_complete_is_not_repeated(here, attached, drawings, c
     [
         (
             ["--workers", "4", "--cpus-per-worker", "1"],
-            "--workers 4 with --cpus-per-worker 1 needs",
+            "--workers 4 --cpus-per-worker 1 --gpus-per-worker 0: this Ray cluster has room for 2",
         ),
-        (["--cpus-per-worker", "2"], "needs 4 CPUs, but this Ray cluster has 2"),
-        (["--gpus-per-worker", "1"], "needs 2 GPUs, but this Ray cluster has 0"),
+        (["--cpus-per-worker", "2"], "has room for 1 such workers at its largest"),
+        (["--gpus-per-worker", "1"], "has room for 0 such workers at its largest"),
     ],
 )
 def test_more_than_the_cluster_has_is_refused(here, attached, drawings, capfd, options, message):
@@ -189,6 +195,20 @@ def test_more_than_the_cluster_has_is_refused(here, attached, drawings, capfd, o
     assert tune.main([*given, *options]) == 2
     assert message in capfd.readouterr().err
     assert not (here / "runs" / "big").exists()
+
+
+@pytest.mark.parametrize("verb", [tune, train], ids=["tune", "train"])
+def test_storage_of_one_node_is_refused_before_others_are_awaited(
+    here, attached, drawings, capfd, monkeypatch, verb
+):
+    more = Fleet((Machines("more", 48, 4, 2),), 2)
+    monkeypatch.setattr(fleet, "growth_of_cluster", lambda: more)
+    space = ["--space", "space.yaml"] if verb is tune else ["--set=network.weights=none"]
+    given = [*space, "--data", f"folder:toy={drawings}", "--name", "lost"]
+    assert verb.main(given) == 2
+    told = capfd.readouterr()
+    assert "is a folder of one node, but this Ray cluster may grow to 3 nodes" in told.err
+    assert "Waiting" not in told.out
 
 
 def bad_inputs(drawings):

@@ -39,13 +39,15 @@ def dashboard(tmp_path_factory, cache):
     """The head that the file starts, at ports of its own and without its autoscaler."""
     folder = tmp_path_factory.mktemp("head")
     (folder / "token").write_text(TOKEN)
-    port, mark = free_port(), f"DSN_RAY_TEST={folder}"
+    port, client, agent = (free_port() for _ in range(3))
+    mark = f"DSN_RAY_TEST={folder}"
     commands = yaml.safe_load((CLUSTER / "local.yaml").read_text())["head_start_ray_commands"]
     command = commands[-1].replace("~/dsn_ray_env/bin/ray", RAY)
     command = command.replace("--port=6379", f"--port={free_port()}")
     command = command.replace(
         "--autoscaling-config=~/ray_bootstrap_config.yaml",
-        f"--dashboard-port={port} --dashboard-agent-listen-port={free_port()} "
+        f"--dashboard-port={port} --dashboard-agent-listen-port={agent} "
+        f"--ray-client-server-port={client} "
         "--num-cpus=2 --object-store-memory=300000000 --block",
     )
     environment = os.environ | {
@@ -61,7 +63,7 @@ def dashboard(tmp_path_factory, cache):
     try:
         wait_until(lambda: "Ray runtime started" in (folder / "log").read_text(), 90)
         wait_until(lambda: get(f"http://127.0.0.1:{port}/api/version") is not None, 60)
-        yield Dashboard(port, folder, environment)
+        yield Dashboard(port, client, agent, folder, environment)
     finally:
         process.kill()
         for pid in processes_with(mark):
@@ -86,8 +88,9 @@ def wait_until(true, seconds):
 class Dashboard:
     """Where jobs are submitted."""
 
-    def __init__(self, port, folder, environment):
-        self.port, self.folder, self.environment = port, folder, environment
+    def __init__(self, port, client, agent, folder, environment):
+        self.port, self.client, self.agent = port, client, agent
+        self.folder, self.environment = folder, environment
         self.url = f"http://127.0.0.1:{port}"
 
     def job(self, verb, *words, **environment):
@@ -134,6 +137,20 @@ def test_who_has_no_token_submits_nothing(dashboard):
     assert httpx.get(jobs, headers=BEARER, timeout=30).json() == []
     elsewhere = ray.util.get_node_ip_address()
     assert get(f"http://{elsewhere}:{dashboard.port}/api/version", headers=BEARER) is None
+    agents = f"http://{elsewhere}:{dashboard.agent}/api/job_agent/jobs/"
+    assert httpx.post(agents, json=entry, timeout=30).status_code == 401
+    connect = f"import ray; ray.init('ray://{elsewhere}:{dashboard.client}')"
+    stranger = {**os.environ, "HOME": str(dashboard.folder), "RAY_AUTH_MODE": "disabled"}
+    said = subprocess.run(
+        [sys.executable, "-c", connect],
+        env=stranger,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert said.returncode
+    assert "authentication" in said.stderr.lower()
 
 
 @contextmanager
@@ -195,7 +212,9 @@ def test_a_job_is_seen_stopped_and_gone_on_with(dashboard, tmp_path, drawings, b
         metric = series("ray_dsn_validation_map")["trial 1, seed 0"]
         assert (metric["metric"]["run"], metric["metric"]["dataset"]) == ("s", "folder:toy")
         assert 0 < float(metric["value"][1]) <= 1
-        assert "trial 1, seed 0" in series("ray_dsn_loss")
+        speeds = "pictures_per_second", "waiting_for_data_ratio"
+        for name in ("epoch", "loss", *speeds, "bank_fill_ratio", "training_state"):
+            assert "trial 1, seed 0" in series(f"ray_dsn_{name}")
         eyes = Seen(browser, dashboard.url)
         eyes.shows("jobs", "first", "RUNNING")
         eyes.shows("actors", "_trial", "TrainController", "RayTrainWorker", rows="100")
@@ -203,6 +222,7 @@ def test_a_job_is_seen_stopped_and_gone_on_with(dashboard, tmp_path, drawings, b
         eyes.shows(f"jobs/{job}", pipeline, section="Ray Data Overview")
         assert "trial1-seed0" in dashboard.train_runs()
         wait_until(lambda: "trial 2/4 epoch 1/" in dashboard.said("first"), 120)
+        wait_until(lambda: series("ray_dsn_best_validation_map"), 60)
         dashboard.job("stop", "first")
         assert dashboard.end("first") == "STOPPED"
     said = dashboard.said("first")

@@ -8,17 +8,24 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import ray
+import yaml
+from ray.autoscaler import sdk
 from rich.console import Console
 
-from dsn_ray import room
+from dsn_ray import fleet, room
+from dsn_ray.checks.kuberay import kuberay_fleet
+from dsn_ray.checks.launcher import launcher_fleet
 from dsn_ray.errors import UserError
+from dsn_ray.fleet import Fleet
 from dsn_ray.room import Resources, Shape, allot, check_storage_reaches_all
 from dsn_ray.runtime import ray_cluster
 from tests.conftest import processes_with
+from tests.test_survival import options, trials_of
 
 
 def said():
@@ -46,30 +53,54 @@ def test_the_machines_cpus_are_shared_out(connected, shape, expected):
     assert allot(shape, said()) == expected
 
 
+@pytest.fixture
+def cluster(monkeypatch):
+    """A cluster that has some machines, the head first, and may get those of a fleet."""
+
+    def has(nodes, growth=None):
+        nodes[:1] = [{**node, "node:__internal_head__": 1} for node in nodes[:1]]
+        monkeypatch.setattr(
+            ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes]
+        )
+        monkeypatch.setattr(
+            ray, "cluster_resources", lambda: {n: sum(x.get(n, 0) for x in nodes) for n in _NAMES}
+        )
+        monkeypatch.setattr(fleet, "growth_of_cluster", lambda: growth)
+        monkeypatch.setattr(sdk, "request_resources", lambda bundles: None)
+
+    return has
+
+
+_NAMES = ("CPU", "GPU")
+
+
 @pytest.mark.parametrize(
     ("nodes", "shape", "expected"),
     [
         ([{"CPU": 16, "GPU": 1}], Shape(), Resources(1, 16.0, 1.0, 1)),
         ([{"CPU": 16, "GPU": 4}], Shape(), Resources(2, 4.0, 1.0, 2)),
         ([{"CPU": 16, "GPU": 1}], Shape(gpus_per_worker=0), Resources(2, 8.0, 0.0, 1)),
+        ([{"CPU": 16, "GPU": 1}], Shape(gpus_per_worker=0.5), Resources(1, 8.0, 0.5, 2)),
+        ([{"CPU": 16, "GPU": 2}], Shape(gpus_per_worker=0.5), Resources(1, 4.0, 0.5, 4)),
+        ([{"CPU": 16, "GPU": 4}] * 2, Shape(gpus_per_worker=3), Resources(2, 16.0, 3.0, 1)),
         ([{"CPU": 2}] * 3, Shape(), Resources(2, 2.0, 0.0, 1)),
         ([{"CPU": 2}] * 2, Shape(workers=1), Resources(1, 2.0, 0.0, 2)),
         ([{"CPU": 4}, {"CPU": 2}, {"CPU": 2}], Shape(), Resources(2, 2.0, 0.0, 2)),
     ],
 )
-def test_the_share_of_a_worker_fits_a_node(monkeypatch, nodes, shape, expected):
-    total = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
-    monkeypatch.setattr(ray, "cluster_resources", lambda: total)
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": n} for n in nodes])
-    monkeypatch.setattr(room, "_autoscaler_limits", lambda: None)
+def test_the_share_of_a_worker_fits_a_node(cluster, nodes, shape, expected):
+    cluster(nodes)
     assert allot(shape, said()) == expected
 
 
-def test_a_cluster_that_grows_has_room_for_more(monkeypatch):
+def test_parts_of_several_gpus_are_no_share():
+    with pytest.raises(UserError, match=r"--gpus-per-worker 1\.5: above 1 it must be a whole"):
+        Shape(gpus_per_worker=1.5)
+
+
+def test_a_cluster_that_grows_has_room_for_more(cluster):
     nodes = [{"CPU": 4, "GPU": 2}]
-    monkeypatch.setattr(room, "_autoscaler_limits", lambda: None)
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4, "GPU": 2})
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": n} for n in nodes])
+    cluster(nodes)
     one = Resources(2, 1.0, 1.0, 1)
     assert room.room_for(one) == 1
     nodes.append({"CPU": 4, "GPU": 4})
@@ -77,12 +108,90 @@ def test_a_cluster_that_grows_has_room_for_more(monkeypatch):
     assert room.room_for(Resources(1, 0.5, 0.25, 1)) == 16
     nodes.clear()
     assert room.room_for(one) == 1
+    cluster([{"CPU": 8}], GPUS)
+    assert room.room_for(one) == 4
+
+
+GPUS = launcher_fleet(yaml.safe_load(Path("cluster/gpu.yaml").read_text()))
+PODS = kuberay_fleet(list(yaml.safe_load_all(Path("cluster/kuberay.yaml").read_text())))
+
+
+@pytest.mark.parametrize(
+    ("head", "growth", "shape", "needs"),
+    [
+        (8, GPUS, Shape(workers=2), "2 x {'CPU': 1.0, 'GPU': 1.0}"),
+        (8, GPUS, Shape(workers=2, concurrent=4), "2 x {'CPU': 1.0, 'GPU': 1.0}"),
+        (8, GPUS, Shape(gpus_per_worker=0.5), "1 x {'CPU': 1.0, 'GPU': 0.5}"),
+        (4, PODS, Shape(workers=2, cpus_per_worker=7), "2 x {'CPU': 7, 'GPU': 1.0}"),
+        (4, PODS, Shape(), "2 x {'CPU': 1.0, 'GPU': 1.0}"),
+    ],
+)
+def test_a_head_without_a_gpu_waits_for_the_machines_of_its_file(
+    cluster, head, growth, shape, needs
+):
+    cluster([{"CPU": head}], growth)
+    console = said()
+    with pytest.raises(UserError, match="--wait 0: the cluster did not grow"):
+        allot(replace(shape, wait=0), console)
+    assert console.file.getvalue() == f"Waiting up to 0 s for nodes with {needs}.\n"
+
+
+@pytest.mark.parametrize(
+    ("growth", "shape", "words"),
+    [
+        (GPUS, Shape(workers=1, gpus_per_worker=8), "room for 0 such workers at its largest"),
+        (GPUS, Shape(cpus_per_worker=52), r"which is 1 x 8 CPU \(head\), 2 x 48 CPU and 4 GPU"),
+        (GPUS, Shape(concurrent=5), "--workers 2 .* --concurrent 5: .* room for 8 such workers"),
+        (PODS, Shape(cpus_per_worker=9), "workers 2 --cpus-per-worker 9 --gpus-per-worker 1: "),
+        (
+            None,
+            Shape(cpus_per_worker=5),
+            "room for 1 such workers at its largest, which is 1 x 8 CPU",
+        ),
+    ],
+)
+def test_what_no_machine_holds_is_refused_before_the_wait(cluster, growth, shape, words):
+    cluster([{"CPU": 8}], growth)
+    console = said()
+    with pytest.raises(UserError, match=words):
+        allot(shape, console)
+    assert not console.file.getvalue()
+
+
+def test_a_number_of_workers_is_refused_before_the_wait(cluster):
+    cluster([{"CPU": 8}], GPUS)
+    console = said()
+
+    def check(workers):
+        raise UserError(f"{workers} workers share no batch.")
+
+    with pytest.raises(UserError, match="2 workers share no batch"):
+        allot(Shape(), console, check)
+    assert not console.file.getvalue()
+
+
+def test_machines_of_ones_own_are_awaited_before_anything_is_decided(cluster, monkeypatch):
+    nodes = [{"CPU": 8}]
+    cluster(nodes, Fleet((), 2))
+    console = said()
+    monkeypatch.setattr(room.time, "sleep", lambda _: nodes.append({"CPU": 16, "GPU": 1}))
+    assert allot(Shape(), console) == Resources(2, 16.0, 1.0, 1)
+    assert console.file.getvalue() == (
+        "Waiting up to 900 s for this cluster's machines: 1 of 3 machines are here.\n"
+    )
+    del nodes[2:]
+    assert allot(Shape(wait=0), console).gpus_per_worker == 1
+    assert "Going on with 2 of 3 machines.\n" in console.file.getvalue()
+    with pytest.raises(UserError, match="room for 1 such workers"):  # no more come
+        allot(Shape(wait=0, gpus_per_worker=1, workers=2), console)
 
 
 def test_what_is_missing_is_said(connected):
-    with pytest.raises(UserError, match="needs 6 CPUs, but this Ray cluster has 2"):
+    with pytest.raises(
+        UserError, match="room for 1 such workers at its largest, which is 1 x 2 CPU"
+    ):
         allot(Shape(workers=3, cpus_per_worker=2), said())
-    with pytest.raises(UserError, match="needs 1 GPUs, but this Ray cluster has 0"):
+    with pytest.raises(UserError, match=r"--gpus-per-worker 0\.5: this Ray cluster has room for 0"):
         allot(Shape(workers=2, gpus_per_worker=0.5), said())
 
 
@@ -90,6 +199,13 @@ def test_one_node_may_keep_its_checkpoints_itself(connected):
     check_storage_reaches_all("runs")
     assert connected.startswith("http://127.0.0.1:")
     assert "ray get-auth-token" in connected
+
+
+def test_a_folder_of_one_node_is_refused_before_others_come(connected, monkeypatch):
+    monkeypatch.setattr(fleet, "growth_of_cluster", lambda: GPUS)
+    with pytest.raises(UserError, match="is a folder of one node, but this Ray cluster may grow"):
+        check_storage_reaches_all("runs")
+    check_storage_reaches_all("s3://bucket/runs")
 
 
 def test_many_nodes_want_storage_that_all_of_them_reach(connected, monkeypatch, tmp_path):
@@ -141,7 +257,12 @@ GROWING = {
     "head_node_type": "ray.head.default",
     "available_node_types": {
         "ray.head.default": {"resources": {"CPU": 1}, "node_config": {}, "max_workers": 0},
-        "worker": {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": 1},
+        "worker": {
+            "resources": {"CPU": 2, "GPU": 1},
+            "node_config": {},
+            "min_workers": 0,
+            "max_workers": 1,
+        },
     },
     **{key: {} for key in ("auth", "docker", "file_mounts")},
     **{
@@ -163,9 +284,8 @@ GROWING = {
 
 @pytest.fixture
 def growing(tmp_path, monkeypatch):
-    """A cluster of one CPU, with token authentication, to which an autoscaler can add two."""
-    config = tmp_path / "ray_bootstrap_config.yaml"  # where `ray up` leaves it
-    monkeypatch.setenv("HOME", str(tmp_path))
+    """A head of one CPU, with token authentication, to which an autoscaler can add a GPU."""
+    config = tmp_path / "ray_bootstrap_config.yaml"
     config.write_text(json.dumps(GROWING))
     with socket.create_server(("127.0.0.1", 0)) as free:
         dashboard = free.getsockname()[1]
@@ -175,6 +295,7 @@ def growing(tmp_path, monkeypatch):
     environment = {name: text for name, text in os.environ.items() if name != "RAY_ADDRESS"} | {
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_FAKE_CLUSTER": "1",
+        "RAY_enable_autoscaler_v2": "1",  # as `ray up` starts it
         "RAY_AUTH_MODE": "token",
         "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD,
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD,
@@ -209,15 +330,14 @@ from dsn_ray.runtime import ray_cluster
 
 try:
     with ray_cluster():
-        console = Console(width=200)
-        wait, workers = float(sys.argv[1]), int(sys.argv[2])
-        print(allot(Shape(workers=workers, cpus_per_worker=1, wait=wait), console))
+        wait, workers = float(sys.argv[1]), int(sys.argv[2]) or None
+        print(allot(Shape(workers=workers, wait=wait), Console(width=200)))
 except UserError as error:
     print(error)
 """
 
 
-def ask(address, wait, mode, workers=3):
+def ask(address, wait, mode="token", workers=0):
     environment = os.environ | {"RAY_ADDRESS": address, "RAY_AUTH_MODE": mode}
     return subprocess.run(
         [sys.executable, "-c", ASK, str(wait), str(workers)],
@@ -230,13 +350,38 @@ def ask(address, wait, mode, workers=3):
 
 
 @pytest.mark.slow
-def test_nodes_that_an_autoscaler_adds_are_awaited(growing):
+def test_what_an_autoscaler_adds_is_awaited(growing, tmp_path, drawings, cache):
     assert "it asks for a token; set RAY_AUTH_MODE=token" in ask(growing, 1, "disabled")
-    assert "has 1 and can grow to 3" in ask(growing, 60, "token", workers=4)
-    said = ask(growing, 0, "token")
-    assert "Waiting up to 0 s for nodes with 3 x {'CPU': 1}." in said
-    assert "--wait 0: the cluster did not grow to 3 x {'CPU': 1} in time; it has 1 CPUs" in said
-    assert "each on 3 workers with 1 CPU" in ask(growing, 60, "token")
+    assert "room for 1 such workers at its largest, which is 1 x 1 CPU (head), 1 x 2 CPU and" in (
+        ask(growing, 60, workers=2)
+    )
+    said = ask(growing, 0)
+    assert "Waiting up to 0 s for nodes with 1 x {'CPU': 1.0, 'GPU': 1.0}." in said
+    assert "--wait 0: the cluster did not grow to 1 x {'CPU': 1.0, 'GPU': 1.0} in time" in said
+
+    more = [
+        "--workers",
+        "1",
+        "--cpus-per-worker",
+        "2",
+        "--gpus-per-worker",
+        "0",
+    ]  # no real GPU here
+    asked = [*options(tmp_path, drawings, trials=1), *more]
+    environment = {"RAY_ADDRESS": growing, "RAY_AUTH_MODE": "token", "XDG_CACHE_HOME": str(cache)}
+    sweep = subprocess.run(
+        [sys.executable, "-m", "dsn_ray.tune", *asked],
+        cwd=tmp_path,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert sweep.returncode == 0, sweep.stdout + sweep.stderr
+    assert "Waiting up to 900 s for nodes with 1 x {'CPU': 2.0}." in sweep.stdout
+    assert trials_of(tmp_path)[0]["state"] == "finished"
+    assert "1 training at a time, each on 1 worker with 2 CPU and 1 GPU" in ask(growing, 60)
 
 
 def test_a_worker_needs_something(ray_address):

@@ -1,4 +1,5 @@
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +14,28 @@ from dsn_ray.runtime import chatter_to, ray_cluster
 def test_an_address_where_nobody_answers(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(UserError, match="No Ray cluster answers at"), ray_cluster():
+        pass
+
+
+@pytest.mark.parametrize("given", ["http://127.0.0.1:8265", "ray://127.0.0.1:10001", "head"])
+def test_an_address_of_the_wrong_form(monkeypatch, given):
+    monkeypatch.setenv("RAY_ADDRESS", given)
+    with (
+        pytest.raises(UserError, match=f"RAY_ADDRESS={given}: this is no HOST:PORT"),
+        ray_cluster(),
+    ):
+        pass
+
+
+def test_no_cluster_to_find(monkeypatch):
+    from ray._private import services
+
+    def nobody(*_):
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr(services, "canonicalize_bootstrap_address", nobody)
+    with pytest.raises(UserError, match="RAY_ADDRESS=auto: no Ray cluster runs"), ray_cluster():
         pass
 
 
@@ -45,9 +68,16 @@ def left_behind(address, monkeypatch):
 
 def test_an_address_that_an_ended_cluster_left_behind_is_no_cluster(monkeypatch):
     left_behind("127.0.0.1:1", monkeypatch)
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.delenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", raising=False)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
     with ray_cluster() as dashboard:
+        assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
         assert ray.cluster_resources()["CPU"] >= 1
         assert dashboard.startswith("http://127.0.0.1:")
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S" not in os.environ
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
 
 
 @ray.remote(num_cpus=0)

@@ -16,8 +16,7 @@ from tests.two_hosts import PROGRAMS, allowed, two_hosts
 pytestmark = pytest.mark.system
 
 FILE = Path(__file__).parents[1] / "cluster" / "local.yaml"
-SCRIPT = "import sys\nfrom dsn_ray.tune import main\nsys.exit(main())\n"
-UP = "RAY_UP_enable_autoscaler_v2=0 ray up --yes --no-config-cache cluster.yaml"
+UP = "ray up --yes --no-config-cache cluster.yaml"
 
 
 @pytest.fixture
@@ -27,6 +26,8 @@ def hosts(tmp_path_factory):
         pytest.skip("no namespaces, or no openssh-server, rsync or iproute2")
     with two_hosts(tmp_path_factory.mktemp("hosts")) as both:
         yield both
+    left = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
+    assert not [host.name for host in both if host.name in left or running_in(host.name)]
 
 
 def cluster_file(hosts):
@@ -45,7 +46,7 @@ def test_a_sweep_over_two_hosts_outlives_one_of_them(hosts, tmp_path, drawings):
     head, worker = hosts
     head.run("ray get-auth-token --generate > /dev/null")
     (head.own / "root" / "cluster.yaml").write_text(cluster_file(hosts))
-    (head.own / "root" / "sweep.py").write_text(SCRIPT)
+    shutil.copy(FILE.with_name("sweep.py"), head.own / "root")
     head.run(UP, timeout=240)
     deadline = time.monotonic() + 120
     while "2.0 CPU" not in head.run("RAY_AUTH_MODE=token ray status").replace("0.0/", ""):
@@ -55,7 +56,7 @@ def test_a_sweep_over_two_hosts_outlives_one_of_them(hosts, tmp_path, drawings):
     asked = options(tmp_path, drawings, trials=3)
     asked[1] = str(tmp_path / "space.yaml")
     words = " ".join([*asked, "--workers", "1"])
-    submit = f"RAY_AUTH_MODE=token ray submit cluster.yaml sweep.py -- {words}"
+    submit = f"ray submit cluster.yaml sweep.py -- {words}"
     said = []
     sweep = threading.Thread(target=lambda: said.append(head.run(submit, timeout=500)))
     sweep.start()
@@ -71,9 +72,16 @@ def test_a_sweep_over_two_hosts_outlives_one_of_them(hosts, tmp_path, drawings):
     assert [trial["state"] for trial in trials] == ["finished"] * 3
     assert len({trial["value"] for trial in trials}) == 1
     assert json.loads((head.own / "root" / "runs" / "s" / "final.json").read_text())["rows"]
-    head.run("RAY_UP_enable_autoscaler_v2=0 ray down --yes cluster.yaml", timeout=120)
-    left = subprocess.run(
-        ["ip", "netns", "pids", head.name], capture_output=True, text=True, check=True
-    )
-    names = [Path(f"/proc/{pid}/cmdline").read_text() for pid in left.stdout.split()]
-    assert not [name for name in names if "raylet" in name or "gcs_server" in name]
+    head.run("ray down --yes cluster.yaml", timeout=120)
+    ours = ("raylet", "gcs_server", "dashboard", "monitor", "ssh: ")  # the last stay for 10 s
+    deadline = time.monotonic() + 30
+    while left := [name for name in running_in(head.name) if any(part in name for part in ours)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(1)
+
+
+def running_in(space):
+    """The command lines of what runs in a network namespace."""
+    done = subprocess.run(["ip", "netns", "pids", space], capture_output=True, text=True)
+    commands = (Path(f"/proc/{pid}/cmdline") for pid in done.stdout.split())
+    return [path.read_text().replace("\0", " ") for path in commands if path.exists()]

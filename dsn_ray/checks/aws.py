@@ -12,6 +12,7 @@ import yaml
 from dsn_ray.checks.faults import Fault, key_faults, mapping, number, sequence
 
 TABLES = Path(__file__).parents[1] / "data" / "files" / "aws.yaml"
+SPOT_THEN_ON_DEMAND = "dsn_ray.spot.SpotThenOnDemand"
 _MARKETS = ("spot", "on-demand", "capacity-block")
 
 
@@ -21,17 +22,33 @@ def tables() -> dict[str, Any]:
     return dict(yaml.safe_load(TABLES.read_text(encoding="utf-8")))
 
 
+def is_aws(config: dict[str, Any]) -> bool:
+    """Whether a file of `ray up` starts machines of AWS."""
+    provider = mapping(config.get("provider"))
+    return provider.get("type") == "aws" or (
+        provider.get("type") == "external" and provider.get("module") == SPOT_THEN_ON_DEMAND
+    )
+
+
 def aws_faults(config: dict[str, Any]) -> Iterator[Fault]:
     """What is wrong with region, machines and firewall.
 
     Args:
         config: a file of `ray up`.
     """
-    yield from _place_faults(mapping(config.get("provider")))
+    provider = mapping(config.get("provider"))
+    yield from key_faults(provider, tables()["provider"], "provider")
+    yield from _place_faults(provider)
     head = config.get("head_node_type")
     for name, kind in mapping(config.get("available_node_types")).items():
         yield from _machine_faults(mapping(kind), f"available_node_types.{name}", name == head)
-    rules = mapping(mapping(config.get("provider")).get("security_group")).get("IpPermissions")
+        if provider.get("type") == "aws" and name != head and _market(mapping(kind)) == "spot":
+            yield Fault(
+                "provider.type",
+                "what the spot market refuses is asked of it for ever",
+                f"give external, and module: {SPOT_THEN_ON_DEMAND}, which then takes it on demand",
+            )
+    rules = mapping(provider.get("security_group")).get("IpPermissions")
     for index, rule in enumerate(sequence(rules)):
         yield from _rule_faults(mapping(rule), f"provider.security_group.IpPermissions[{index}]")
 
@@ -56,10 +73,9 @@ def _place_faults(provider: dict[str, Any]) -> Iterator[Fault]:
 def _machine_faults(kind: dict[str, Any], key: str, is_head: bool) -> Iterator[Fault]:
     node, resources = mapping(kind.get("node_config")), mapping(kind.get("resources"))
     yield from key_faults(node, tables()["node_config"], f"{key}.node_config")
-    market = mapping(node.get("InstanceMarketOptions"))
-    name = market.get("MarketType")
+    name = _market(kind)
     where = f"{key}.node_config.InstanceMarketOptions"
-    if market and name not in _MARKETS:
+    if node.get("InstanceMarketOptions") and name not in _MARKETS:
         yield Fault(where, f"the market {name} does not exist", f"it is {' or '.join(_MARKETS)}")
     if is_head and name == "spot":
         yield Fault(where, "a spot head takes the whole run with it", "leave the key out")
@@ -76,6 +92,11 @@ def _machine_faults(kind: dict[str, Any], key: str, is_head: bool) -> Iterator[F
             "give the identifier of an image of the region",
         )
     yield from _resource_faults(node.get("InstanceType"), resources, key)
+
+
+def _market(kind: dict[str, Any]) -> Any:
+    options = mapping(mapping(kind.get("node_config")).get("InstanceMarketOptions"))
+    return options.get("MarketType")
 
 
 def _resource_faults(machine: Any, resources: dict[str, Any], key: str) -> Iterator[Fault]:

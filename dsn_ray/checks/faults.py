@@ -6,7 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from dsn_ray.fleet import Fleet
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+DASHBOARD = re.compile(r"--dashboard-host[= ]\s*['\"]?([^\s'\";]+)")
 _PLACEHOLDER = re.compile(r"(?<![A-Za-z])EDIT(?![A-Za-z])")
+_SECRET = r"[A-Z0-9_]*(?:TOKEN|SECRET|PASSWORD|ACCESS_KEY|API_KEY)(?:_ID)?"
+_ASSIGNED = re.compile(rf"\b{_SECRET}=['\"]?(?![~/$\s'\"])")
 _LOWEST_PYTHON = (3, 11)
 
 
@@ -29,55 +35,6 @@ class Fault:
     def __str__(self) -> str:
         """One line for people."""
         return f"{self.key}: {self.wrong}; {self.allowed}."
-
-
-@dataclass(frozen=True)
-class Machines:
-    """Machines of one kind that a cluster may have.
-
-    Attributes:
-        key: where the file describes them.
-        cpus: of each.
-        gpus: of each.
-        most: how many there may be.
-    """
-
-    key: str
-    cpus: float
-    gpus: float
-    most: int
-
-    def places(self, cpus: float, gpus: float) -> int:
-        """How many workers one of them holds."""
-        counts = [
-            int(has / needs + 1e-9)
-            for has, needs in ((self.cpus, cpus), (self.gpus, gpus))
-            if needs
-        ]
-        return min(counts, default=0)
-
-
-@dataclass(frozen=True)
-class Fleet:
-    """The workers that a cluster may have.
-
-    Attributes:
-        kinds: of machines.
-        most: how many there may be of all kinds together.
-    """
-
-    kinds: tuple[Machines, ...]
-    most: int
-
-    def places(self, cpus: float, gpus: float) -> int:
-        """How many workers it holds at its largest."""
-        left, places = self.most, 0
-        for each, kind in sorted(
-            ((k.places(cpus, gpus), k) for k in self.kinds), key=lambda p: -p[0]
-        ):
-            taken = min(left, kind.most)
-            left, places = left - taken, places + taken * each
-        return places
 
 
 def mapping(value: Any) -> dict[Any, Any]:
@@ -105,6 +62,31 @@ def placeholder_faults(tree: Any, key: str = "") -> Iterator[Fault]:
             yield from placeholder_faults(value, f"{key}[{index}]")
     elif isinstance(tree, str) and _PLACEHOLDER.search(tree):
         yield Fault(key, f"{tree!r} is a placeholder", "put your own value there", True)
+
+
+def secret_faults(tree: Any, key: str = "") -> Iterator[Fault]:
+    """Tokens, passwords and keys that are written where they should be referred to.
+
+    That is NAME=value within a text, `name: value`, and `{name: NAME, value: value}`; a value that
+    is a path or a variable is none.
+    """
+    for index, value in enumerate(sequence(tree)):
+        yield from secret_faults(value, f"{key}[{index}]")
+    pairs = {str(name): value for name, value in mapping(tree).items()}
+    if "value" in pairs:
+        pairs[str(pairs.get("name"))] = pairs["value"]
+    for name, value in pairs.items():
+        where = f"{key}.{name}" if key else name
+        if isinstance(value, str) and _ASSIGNED.search(f"{name.upper()}={value}"):
+            yield _secret(where)
+        elif name != str(mapping(tree).get("name")):
+            yield from secret_faults(value, where)
+    if isinstance(tree, str) and _ASSIGNED.search(tree):
+        yield _secret(key)
+
+
+def _secret(key: str) -> Fault:
+    return Fault(key, "a secret is written there", "give it in a file, or by reference")
 
 
 def key_faults(tree: Any, known: dict[str, Any], key: str) -> Iterator[Fault]:
@@ -170,7 +152,7 @@ def fit_faults(fleet: Fleet, workers: int, cpus: float, gpus: float) -> Iterator
     for kind in fleet.kinds:
         if (kind.gpus or not gpus) and not kind.places(cpus, gpus):
             yield Fault(
-                kind.key,
+                kind.name,
                 f"{kind.cpus:g} CPUs and {kind.gpus:g} GPUs hold no worker with {asked}",
                 "take larger machines, or ask for less",
             )

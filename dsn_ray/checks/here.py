@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from dsn_ray.checks.aws import is_aws
 from dsn_ray.checks.faults import Fault, mapping, sequence
 from dsn_ray.runtime import answers
 
@@ -19,7 +20,7 @@ def here_faults(config: dict[str, Any]) -> Iterator[Fault]:
         config: a file of `ray up` in which nothing else is wrong.
     """
     provider = mapping(config.get("provider"))
-    if provider.get("type") == "aws":
+    if is_aws(config):
         yield from _access_faults()
     elif provider.get("type") == "local" and "ssh_proxy_command" not in mapping(config.get("auth")):
         yield from _silence_faults(provider)

@@ -4,26 +4,28 @@ The operator's own schema is a megabyte that no Python package ships; these chec
 wrong: versions, tokens, open services and missing GPUs.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dsn_ray.checks.faults import (
     Fault,
-    Fleet,
-    Machines,
+    fit_faults,
     image_faults,
     key_faults,
     mapping,
     number,
+    secret_faults,
     sequence,
 )
+from dsn_ray.fleet import Fleet, Machines
 
 _API = "ray.io/v1"
 _GPU = "nvidia.com/gpu"
 _CLUSTER_NAME = "ray.io/cluster"
 _CLUSTER: dict[str, Any] = dict.fromkeys(
     (
-        *("authOptions", "autoscalerOptions", "enableInTreeAutoscaling"),
+        "enableInTreeAutoscaling",
         *(
             "gcsFaultToleranceOptions",
             "headServiceAnnotations",
@@ -31,6 +33,13 @@ _CLUSTER: dict[str, Any] = dict.fromkeys(
             "managedBy",
         ),
         *("networkPolicy", "rayVersion", "suspend", "tlsOptions", "upgradeStrategy"),
+    )
+)
+_CLUSTER["authOptions"] = dict.fromkeys(("enableK8sTokenAuth", "mode", "secretName"))
+_CLUSTER["autoscalerOptions"] = dict.fromkeys(
+    (
+        *("env", "envFrom", "idleTimeoutSeconds", "image", "imagePullPolicy", "resources"),
+        *("securityContext", "upscalingMode", "version", "volumeMounts"),
     )
 )
 _CLUSTER["headGroupSpec"] = dict.fromkeys(
@@ -44,6 +53,21 @@ _CLUSTER["workerGroupSpecs"] = dict.fromkeys(
         *("groupName", "idleTimeoutSeconds", "labels", "maxReplicas", "minReplicas", "numOfHosts"),
         *("priority", "rayStartParams", "replicas", "resources", "scaleStrategy", "suspend"),
         "template",
+    )
+)
+_CONTAINER: dict[str, Any] = dict.fromkeys(
+    (
+        *("args", "command", "env", "envFrom", "image", "imagePullPolicy", "lifecycle"),
+        *("livenessProbe", "name", "ports", "readinessProbe", "resizePolicy", "resources"),
+        *("restartPolicy", "securityContext", "startupProbe", "stdin", "stdinOnce"),
+        *("terminationMessagePath", "terminationMessagePolicy", "tty", "volumeDevices"),
+        "workingDir",
+    )
+)
+_CONTAINER["volumeMounts"] = dict.fromkeys(
+    (
+        *("mountPath", "mountPropagation", "name", "readOnly", "recursiveReadOnly", "subPath"),
+        "subPathExpr",
     )
 )
 _JOB: dict[str, Any] = dict.fromkeys(
@@ -80,12 +104,22 @@ def kuberay_faults(documents: Sequence[Any], version: str) -> Iterator[Fault]:
             yield Fault(
                 "Secret", "a secret is written there", "make it with `kubectl create secret`"
             )
+        else:
+            yield from secret_faults(document, str(kind))
         if kind == "Service" and _is_open(mapping(top.get("spec")).get("type")):
             yield _open_fault("Service.spec.type", mapping(top.get("spec")).get("type"))
         if kind == "RayJob":
             yield from _job_faults(mapping(top.get("spec")), names)
+            yield from _need_faults(str(mapping(top.get("spec")).get("entrypoint")), documents)
+    claims = [
+        mapping(mapping(d).get("metadata")).get("name")
+        for d in documents
+        if _is(d, "PersistentVolumeClaim")
+    ]
     for key, spec in clusters:
         yield from _cluster_faults(spec, key, version)
+        for name, group in _groups(spec):
+            yield from _mount_faults(group, claims, f"{key}.{name}.template.spec")
 
 
 def kuberay_fleet(documents: Sequence[Any]) -> Fleet:
@@ -93,8 +127,8 @@ def kuberay_fleet(documents: Sequence[Any]) -> Fleet:
     kinds = [
         Machines(
             f"{key}.workerGroupSpecs[{index}]",
-            _quantity(_limits(mapping(group)).get("cpu")),
-            _quantity(_limits(mapping(group)).get(_GPU)),
+            _quantity(_amounts(mapping(group)).get("cpu")),
+            _quantity(_amounts(mapping(group)).get(_GPU)),
             int(number(mapping(group).get("maxReplicas"))),
         )
         for key, spec in _clusters(documents)
@@ -138,6 +172,51 @@ def _job_faults(spec: dict[str, Any], clusters: list[Any]) -> Iterator[Fault]:
         )
 
 
+def _need_faults(entrypoint: str, documents: Sequence[Any]) -> Iterator[Fault]:
+    """Whether the workers that a job asks for have room."""
+    asked = dict(re.findall(r"--((?:cpus-per-|gpus-per-)?workers?)[= ]([\d.]+)", entrypoint))
+    fleet = kuberay_fleet(documents)
+    if "cpus-per-worker" in asked and fleet.kinds:
+        yield from fit_faults(
+            fleet,
+            int(_quantity(asked.get("workers", 2))),
+            _quantity(asked["cpus-per-worker"]),
+            _quantity(asked.get("gpus-per-worker", 1)),
+        )
+
+
+def _groups(spec: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The head's and the workers' descriptions, and where they are."""
+    yield "headGroupSpec", mapping(spec.get("headGroupSpec"))
+    for index, group in enumerate(sequence(spec.get("workerGroupSpecs"))):
+        yield f"workerGroupSpecs[{index}]", mapping(group)
+
+
+def _mount_faults(group: dict[str, Any], claims: list[Any], key: str) -> Iterator[Fault]:
+    """What a pod mounts and does not have, or has and nobody claims."""
+    volumes = [
+        mapping(v)
+        for v in sequence(mapping(mapping(group.get("template")).get("spec")).get("volumes"))
+    ]
+    names = [volume.get("name") for volume in volumes]
+    yield from key_faults(_container(group), _CONTAINER, f"{key}.containers[0]")
+    for mount in sequence(_container(group).get("volumeMounts")):
+        if mapping(mount).get("name") not in names:
+            yield Fault(
+                f"{key}.containers[0].volumeMounts",
+                f"the pod has no volume {mapping(mount).get('name')}",
+                f"add it under {key}.volumes",
+            )
+    for volume in volumes:
+        claim = mapping(volume.get("persistentVolumeClaim")).get("claimName")
+        if claim is not None and claims and claim not in claims:
+            yield Fault(
+                f"{key}.volumes",
+                f"there is no PersistentVolumeClaim {claim} in this file",
+                f"give {' or '.join(map(str, claims))}",
+            )
+
+
 def _cluster_faults(spec: dict[str, Any], key: str, version: str) -> Iterator[Fault]:
     yield from key_faults(spec, _CLUSTER, key)
     if str(spec.get("rayVersion")) != version:
@@ -168,13 +247,11 @@ def _cluster_faults(spec: dict[str, Any], key: str, version: str) -> Iterator[Fa
             "no worker is there at the start, and none comes",
             "give enableInTreeAutoscaling: true, or replicas",
         )
-    pods = [("headGroupSpec", head)]
-    pods += [(f"workerGroupSpecs[{index}]", mapping(group)) for index, group in enumerate(groups)]
     by_operator = mapping(spec.get("authOptions"))
     trusted = bool(by_operator) and by_operator.get("mode", "token") == "token"
-    for name, group in pods:
+    for name, group in _groups(spec):
         container, where = _container(group), f"{key}.{name}.template.spec.containers[0]"
-        gpus = _quantity(_limits(group).get(_GPU))
+        gpus = _quantity(_amounts(group).get(_GPU))
         yield from image_faults(container.get("image"), f"{where}.image", version, gpus)
         yield from _token_faults(container, trusted, where)
 
@@ -190,7 +267,7 @@ def _group_faults(group: dict[str, Any], key: str) -> Iterator[Fault]:
             f"maxReplicas {group.get('maxReplicas')}",
             "0 <= minReplicas <= replicas <= maxReplicas is needed, with at least one at most",
         )
-    if not _quantity(_limits(group).get(_GPU)):
+    if not _quantity(_amounts(group).get(_GPU)):
         yield Fault(
             f"{key}.template.spec.containers[0].resources.limits",
             "a worker gets no GPU",
@@ -199,10 +276,8 @@ def _group_faults(group: dict[str, Any], key: str) -> Iterator[Fault]:
 
 
 def _token_faults(container: dict[str, Any], by_operator: bool, key: str) -> Iterator[Fault]:
-    given = {mapping(e).get("name"): mapping(e) for e in sequence(container.get("env"))}
+    given = {str(mapping(e).get("name")): mapping(e) for e in sequence(container.get("env"))}
     token = given.get("RAY_AUTH_TOKEN", {})
-    if "value" in token:
-        yield Fault(f"{key}.env", "the token is written there", "give it by secretKeyRef")
     by_hand = given.get("RAY_AUTH_MODE", {}).get("value") == "token" and bool(
         mapping(token.get("valueFrom")).get("secretKeyRef")
     )
@@ -233,8 +308,10 @@ def _container(group: dict[str, Any]) -> dict[str, Any]:
     return mapping(next(iter(sequence(spec.get("containers"))), None))
 
 
-def _limits(group: dict[str, Any]) -> dict[str, Any]:
-    return mapping(mapping(_container(group).get("resources")).get("limits"))
+def _amounts(group: dict[str, Any]) -> dict[str, Any]:
+    """What a pod has, as Ray takes it: its limits, and what it requests without a limit."""
+    given = mapping(_container(group).get("resources"))
+    return mapping(given.get("requests")) | mapping(given.get("limits"))
 
 
 def _quantity(amount: Any) -> float:

@@ -9,13 +9,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dsn_ray.checks.aws import aws_faults
-from dsn_ray.checks.faults import Fault, Fleet, Machines, image_faults, mapping, number, sequence
+from dsn_ray.checks.aws import aws_faults, is_aws
+from dsn_ray.checks.faults import (
+    DASHBOARD,
+    LOOPBACK,
+    Fault,
+    image_faults,
+    key_faults,
+    mapping,
+    number,
+    secret_faults,
+    sequence,
+)
+from dsn_ray.fleet import Fleet, Machines
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _STARTS = {"head_start_ray_commands": True, "worker_start_ray_commands": False}
-_DASHBOARD = re.compile(r"--dashboard-host[= ]\s*['\"]?([^\s'\";]+)")
-_SECRET = re.compile(r"RAY_AUTH_TOKEN=|AWS_SECRET_ACCESS_KEY=|AWS_SESSION_TOKEN=")
+_LOCAL = dict.fromkeys(("external_head_ip", "head_ip", "type", "use_internal_ips", "worker_ips"))
 _PINNED_RAY = re.compile(r"\bray(?:\[[^\]]*\])?==([\w.]+)")
 _TOKEN = ".ray/auth_token"
 _LOCKED = "constraints.txt"
@@ -32,18 +41,23 @@ def launcher_faults(tree: Any, version: str) -> Iterator[Fault]:
     """
     config = mapping(tree)
     kind = mapping(config.get("provider")).get("type")
-    if kind not in ("aws", "local"):
+    if kind != "local" and not is_aws(config):
         yield Fault("provider.type", f"{kind} is not checked here", "give aws or local")
         return
     completed, fault = _completed(config)
     if fault:
         yield fault
-    yield from aws_faults(config) if kind == "aws" else _local_faults(config)
+    yield from _local_faults(config) if kind == "local" else aws_faults(config)
+    fleet = launcher_fleet(config)
+    if fleet.kinds and not fleet.sum(lambda kind: kind.gpus):
+        yield Fault("max_workers", "no machine with a GPU may come", "allow 1 or more")
     yield from _image_faults(config, version)
     yield from _setup_faults(config, version)
     for key, is_head in _STARTS.items():
         yield from _start_faults(sequence(completed.get(key)), key, is_head)
-    yield from _secret_faults(config)
+    yield from _port_faults(completed)
+    yield from _container_faults(mapping(config.get("docker")))
+    yield from secret_faults(config)
     yield from _mount_faults(mapping(config.get("file_mounts")))
 
 
@@ -68,7 +82,7 @@ def _completed(config: dict[str, Any]) -> tuple[dict[str, Any], Fault | None]:
     """The file with Ray's defaults filled in, and what Ray's schema says against it."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    logging.getLogger(prepare_config.__module__).setLevel(logging.WARNING)
+    logging.getLogger(prepare_config.__module__).setLevel(logging.ERROR)
     said = io.StringIO()
     completed = config
     try:
@@ -89,6 +103,7 @@ def _completed(config: dict[str, Any]) -> tuple[dict[str, Any], Fault | None]:
 
 def _local_faults(config: dict[str, Any]) -> Iterator[Fault]:
     provider = mapping(config.get("provider"))
+    yield from key_faults(provider, _LOCAL, "provider")
     addresses = [provider.get("head_ip"), *sequence(provider.get("worker_ips"))]
     for address in sorted({str(a) for a in addresses if addresses.count(a) > 1}):
         yield Fault(
@@ -147,8 +162,8 @@ def _start_faults(commands: list[Any], key: str, is_head: bool) -> Iterator[Faul
                 "Ray is started without a token, and whoever reaches its ports runs what he likes",
                 "begin with `RAY_AUTH_MODE=token ray start`",
             )
-        for host in _DASHBOARD.findall(command):
-            if host not in _LOOPBACK:
+        for host in DASHBOARD.findall(command):
+            if host not in LOOPBACK:
                 yield Fault(
                     key,
                     f"the dashboard is bound to {host}",
@@ -162,13 +177,27 @@ def _start_faults(commands: list[Any], key: str, is_head: bool) -> Iterator[Faul
             )
 
 
-def _secret_faults(config: dict[str, Any]) -> Iterator[Fault]:
-    commands = {key: config.get(key) for key in config if str(key).endswith("_commands")}
-    for name, given in mapping(config.get("docker")).items():
-        commands[f"docker.{name}"] = given
-    for key, lines in commands.items():
-        if any(_SECRET.search(str(line)) for line in sequence(lines)):
-            yield Fault(key, "a secret is written there", "give it in a file under file_mounts")
+def _port_faults(config: dict[str, Any]) -> Iterator[Fault]:
+    """Whether the workers look for the head where it listens."""
+    head, worker = (" ".join(map(str, sequence(config.get(key)))) for key in _STARTS)
+    listens = re.search(r"--port[= ](\d+)", head)
+    looked_for = re.search(r"RAY_HEAD_IP:(\d+)", worker)
+    if listens and looked_for and listens[1] != looked_for[1]:
+        yield Fault(
+            "worker_start_ray_commands",
+            f"they look for the head at port {looked_for[1]}, and it listens at {listens[1]}",
+            "give both the same",
+        )
+
+
+def _container_faults(docker: dict[str, Any]) -> Iterator[Fault]:
+    options = [*sequence(docker.get("run_options")), *sequence(docker.get("head_run_options"))]
+    if docker and not any("RAY_AUTH_MODE=token" in str(option) for option in options):
+        yield Fault(
+            "docker.run_options",
+            "what `ray exec` runs in the container shows the cluster no token, and is refused",
+            "add --env RAY_AUTH_MODE=token",
+        )
 
 
 def _mount_faults(mounts: dict[str, Any]) -> Iterator[Fault]:

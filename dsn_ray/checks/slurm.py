@@ -5,7 +5,13 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 
-from dsn_ray.checks.faults import Fault, placeholder_faults
+from dsn_ray.checks.faults import (
+    DASHBOARD,
+    LOOPBACK,
+    Fault,
+    placeholder_faults,
+    secret_faults,
+)
 
 _NEEDED = (
     (
@@ -19,6 +25,18 @@ _NEEDED = (
         "#SBATCH --time",
         "Slurm is not told how long the job may take",
         "give --time=HH:MM:SS",
+    ),
+    (
+        r"^#SBATCH --cpus-per-task=\d+",
+        "#SBATCH --cpus-per-task",
+        "Slurm is not told how many CPUs Ray may use on a node",
+        "give --cpus-per-task=N",
+    ),
+    (
+        r"^#SBATCH --(gpus|gres=gpu)\S*[=:]\S+",
+        "#SBATCH --gpus-per-node",
+        "the nodes get no GPU",
+        "give --gpus-per-node=N",
     ),
     (r"^set -euo pipefail$", "set", "a failed command is passed over", "add `set -euo pipefail`"),
     (
@@ -55,8 +73,14 @@ def slurm_faults(text: str) -> Iterator[Fault]:
     for pattern, key, wrong, allowed in _NEEDED:
         if not re.search(pattern, text, re.MULTILINE):
             yield Fault(key, wrong, allowed)
-    if re.search(r"RAY_AUTH_TOKEN=[^$\s\"]", text):
-        yield Fault("RAY_AUTH_TOKEN", "a secret is written there", "keep it in a file")
+    for host in DASHBOARD.findall(text):
+        if host not in LOOPBACK:
+            yield Fault(
+                "--dashboard-host",
+                f"the dashboard is bound to {host}",
+                "give 127.0.0.1 and reach it through ssh",
+            )
     for number, line in enumerate(text.splitlines(), start=1):
+        yield from secret_faults(line, f"line {number}")
         given = line.partition(" #")[0] if line.startswith("#SBATCH") else line.partition("#")[0]
         yield from placeholder_faults(given.strip(), f"line {number}")
