@@ -23,8 +23,7 @@ from ray.tune.search import Searcher
 from dsn_ray.space import Sampler, Space
 
 STUDY = "study.journal"
-_ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-_FAILED, _AGAIN, _TWIN_OF, _VALUES = "failed", "again", "twin of", "values"
+_TWIN_OF, _ENDINGS = "twin of", "endings"
 _REPEATS = 50  # proposals in a row that were there before, after which a space counts as exhausted
 
 
@@ -83,9 +82,10 @@ class StudySearcher(PacedSearcher):
     """Optuna under Tune: an Optuna study in its own journal, told rightly how each trial ended.
 
     A trial that a scheduler stopped is pruned, one whose value is no number has failed. The journal
-    is all that a later process needs to go on: trials that were under way are proposed again first,
-    by their old numbers, and those that failed once more. A setting that has been tried is told
-    its value, and not tried again.
+    is all that a later process needs to go on, wherever the first one was killed: trials that are
+    running there, for they were interrupted or a training of theirs failed, are proposed again
+    first, by their old numbers and only with the seeds that are missing. A setting that has been
+    tried, or is under way, is told its value, and not trained again.
 
     Proposals are `{"number": from 1 on, "seed": of the training, "settings": by dotted name}`.
     """
@@ -117,97 +117,137 @@ class StudySearcher(PacedSearcher):
         self._seeds = range(first_seed, first_seed + space.budget.seeds)
         for point in space.grid()[:trials] if space.sampler.name == "grid" else space.first:
             study.enqueue_trial(point, skip_if_exists=True)
-        self._pending: list[tuple[FrozenTrial | optuna.Trial, int]] = []
-        for trial in study.get_trials(deepcopy=False):
-            if trial.state == TrialState.RUNNING:
-                self._pending += [(trial, seed) for seed in self._seeds_left(trial)]
-            elif trial.user_attrs.get(_FAILED) and trial.number not in self._tried_again():
-                study.enqueue_trial(trial.params, user_attrs={_AGAIN: trial.number})
+        self._under_way: dict[int, _UnderWay] = {}
+        self._twins: list[tuple[int, optuna.Trial]] = []
+        self._pending: list[tuple[int, int]] = []
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            epoch = max(trial.intermediate_values, default=0)
+            self._take_up(optuna.Trial(study, trial._trial_id), epoch)
         self._budget = trials - self._spent()
 
     def _spent(self) -> int:
-        """Settings of the budget that were proposed; one that is tried again counts once."""
-        again = self._tried_again()
+        """Settings of the budget that were proposed."""
         return sum(
-            trial.state != TrialState.WAITING
-            and _TWIN_OF not in trial.user_attrs
-            and trial.number not in again
+            trial.state != TrialState.WAITING and _TWIN_OF not in trial.user_attrs
             for trial in self._study.get_trials(deepcopy=False)
         )
 
-    def _tried_again(self) -> set[int | None]:
-        """The numbers of failed trials that have been proposed once more."""
-        trials = self._study.get_trials(deepcopy=False)
-        return {trial.user_attrs.get(_AGAIN) for trial in trials}
-
-    def _seeds_left(self, trial: FrozenTrial | optuna.Trial) -> list[int]:
-        return [seed for seed in self._seeds if str(seed) not in _values(trial)]
-
     def _next(self) -> dict[str, Any] | None:
-        if not self._pending:
-            proposed = self._propose()
-            if proposed is None:
-                return None
-            self._pending = [(proposed, seed) for seed in self._seeds]
-        trial, seed = self._pending.pop(0)
-        return {"number": trial.number + 1, "seed": seed, "settings": dict(trial.params)}
-
-    def _propose(self) -> optuna.Trial | None:
-        if self._budget <= 0:
+        if not self._pending and not self._propose():
             return None
-        for _ in range(_REPEATS):
-            trial = self._study.ask()
-            self._space.propose(trial)
-            twin = next(self._ended_twins(trial), None)
-            if twin is None:
-                self._budget -= 1
-                return trial
-            trial.set_user_attr(_TWIN_OF, twin.number + 1)
-            for epoch, value in twin.intermediate_values.items():
-                trial.report(value, epoch)
-            values = twin.values if twin.state == TrialState.COMPLETE else None
-            self._study.tell(trial, values, state=twin.state)
-        self._budget = 0
-        return None
+        number, seed = self._pending.pop(0)
+        settings = dict(self._under_way[number].trial.params)
+        return {"number": number + 1, "seed": seed, "settings": settings}
 
-    def _ended_twins(self, trial: optuna.Trial) -> Iterator[FrozenTrial]:
-        """Earlier trials of the same setting that came to an end, a divergence included."""
-        for other in self._study.get_trials(deepcopy=False, states=_ENDED):
-            if other.params == trial.params and _FAILED not in other.user_attrs:
+    def _propose(self) -> bool:
+        """Whether there was another setting to try; its trainings are pending then."""
+        for _ in range(_REPEATS if self._budget > 0 else 0):
+            if self._take_up(self._study.ask()):
+                self._budget -= 1
+                return True
+        self._budget = 0
+        return False
+
+    def _take_up(self, trial: optuna.Trial, epoch: int = 0) -> bool:
+        """Draws what a trial's setting lacks, and has the trial go on from wherever it is.
+
+        Args:
+            trial: is running, as Optuna sees it.
+            epoch: the last one that Optuna knows of.
+
+        Returns:
+            Whether the setting is its own, and not that of an earlier trial.
+        """
+        self._space.propose(trial)
+        twin = next(self._earlier_twins(trial), None)
+        if twin is not None:
+            trial.set_user_attr(_TWIN_OF, twin.number + 1)
+            self._twins.append((twin.number, trial))
+            self._tell_twins()
+            return False
+        under_way = self._under_way[trial.number] = _UnderWay(trial, epoch)
+        self._pending += [(trial.number, seed) for seed in self._seeds_left(trial)]
+        self._tell_if_over(under_way)
+        return True
+
+    def _earlier_twins(self, trial: optuna.Trial) -> Iterator[FrozenTrial]:
+        """Earlier trials of the same setting, which have ended, a divergence included, or will."""
+        for other in self._study.get_trials(deepcopy=False)[: trial.number]:
+            if other.params == trial.params and _TWIN_OF not in other.user_attrs:
                 yield other
+
+    def _seeds_left(self, trial: optuna.Trial) -> list[int]:
+        return [seed for seed in self._seeds if str(seed) not in _endings(trial)]
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Tells Optuna an epoch's value."""
-        if len(self._seeds) == 1 and self.metric in result:
-            trial = self._trial(self._running[trial_id])
-            trial.report(float(result[self.metric]), result["epoch"])
+        if self.metric in result:
+            under_way = self._under_way.get(self._running[trial_id]["number"] - 1)
+            self._report(under_way, result["epoch"], float(result[self.metric]))
 
-    def _trial(self, proposal: dict[str, Any]) -> optuna.Trial:
-        frozen = self._study.get_trials(deepcopy=False)[proposal["number"] - 1]
-        return optuna.Trial(self._study, frozen._trial_id)
+    def _report(self, under_way: "_UnderWay | None", epoch: int, value: float) -> None:
+        """Tells Optuna an epoch's value, where one training is all of the trial."""
+        if under_way and len(self._seeds) == 1 and epoch > under_way.epoch:
+            under_way.trial.report(value, epoch)
+            under_way.epoch = epoch
 
     def _ended(self, proposal: dict[str, Any], result: dict[str, Any], failed: bool) -> None:
-        trial = self._trial(proposal)
-        value = result.get(self.metric)
-        if failed or value is None:
-            trial.set_user_attr(_FAILED, True)
-        elif len(self._seeds) == 1 and result["epoch"] < self._last_epoch and not math.isnan(value):
-            self._study.tell(trial, state=TrialState.PRUNED)
+        under_way = self._under_way.get(proposal["number"] - 1)
+        if failed or self.metric not in result or under_way is None:
             return
-        values = _values(trial) | {str(proposal["seed"]): None if failed else value}
-        trial.set_user_attr(_VALUES, values)
-        if self._seeds_left(trial):
+        ending = result["epoch"], float(result[self.metric])
+        endings = _endings(under_way.trial) | {str(proposal["seed"]): ending}
+        under_way.trial.set_user_attr(_ENDINGS, endings)
+        self._tell_if_over(under_way)
+
+    def _tell_if_over(self, under_way: "_UnderWay") -> None:
+        """Tells Optuna how a trial ended, once its trainings have; one without a value ends it."""
+        trial = under_way.trial
+        endings = _endings(trial).values()
+        mean = math.fsum(value for _, value in endings) / max(1, len(endings))
+        if self._seeds_left(trial) and not math.isnan(mean):
             return
-        mean = math.fsum(math.nan if v is None else v for v in values.values()) / len(values)
+        for epoch, value in endings:
+            self._report(under_way, epoch, value)
         if math.isnan(mean):
             self._study.tell(trial, state=TrialState.FAIL)
+        elif len(self._seeds) == 1 and under_way.epoch < self._last_epoch:
+            self._study.tell(trial, state=TrialState.PRUNED)
         else:
             self._study.tell(trial, mean)
+        del self._under_way[trial.number]
+        self._pending = [one for one in self._pending if one[0] != trial.number]
+        self._tell_twins()
+
+    def _tell_twins(self) -> None:
+        """Tells Optuna the ending of trials whose setting is that of a trial which has ended."""
+        trials = self._study.get_trials(deepcopy=False)
+        for number, trial in self._twins:
+            twin = trials[number]
+            if twin.state.is_finished():
+                for epoch, value in twin.intermediate_values.items():
+                    trial.report(value, epoch)
+                values = twin.values if twin.state == TrialState.COMPLETE else None
+                self._study.tell(trial, values, state=twin.state)
+        self._twins = [one for one in self._twins if not trials[one[0]].state.is_finished()]
 
 
-def _values(trial: FrozenTrial | optuna.Trial) -> dict[str, float | None]:
-    """The values of a setting by seed, as far as they are known."""
-    return dict(trial.user_attrs.get(_VALUES, {}))
+@dataclass
+class _UnderWay:
+    """A trial that has not come to its end.
+
+    Attributes:
+        trial: of Optuna.
+        epoch: the last one that Optuna knows of.
+    """
+
+    trial: optuna.Trial
+    epoch: int
+
+
+def _endings(trial: optuna.Trial) -> dict[str, tuple[int, float]]:
+    """The last epoch and its value by seed, of a setting's trainings that have ended."""
+    return dict(trial.user_attrs.get(_ENDINGS, {}))
 
 
 def open_journal(journal: Path) -> JournalStorage:
