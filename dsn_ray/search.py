@@ -5,13 +5,13 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import (
     ASHAScheduler,
     FIFOScheduler,
@@ -290,62 +290,72 @@ def settings_tried(study: optuna.Study) -> list[dict[str, Any]]:
     ]
 
 
-def make_scheduler(space: Space, metric: str, epochs: int) -> TrialScheduler:
+def make_scheduler(space: Space, metric: str, epochs: int) -> "NumberedScheduler":
     """The scheduler that a space names, counting epochs rather than reports."""
     common = {"time_attr": "epoch", "metric": metric, "mode": "max"}
     grace = min(space.scheduler.grace_epochs, epochs)
     if space.scheduler.name == "asha":
-        return ASHAScheduler(
-            **common,
-            max_t=epochs,
-            grace_period=grace,
-            reduction_factor=space.scheduler.reduction_factor,
+        return NumberedScheduler(
+            ASHAScheduler(
+                **common,
+                max_t=epochs,
+                grace_period=grace,
+                reduction_factor=space.scheduler.reduction_factor,
+            )
         )
     if space.scheduler.name == "median":
-        return MedianStoppingRule(**common, grace_period=grace)
-    return FIFOScheduler()
+        return NumberedScheduler(MedianStoppingRule(**common, grace_period=grace))
+    return NumberedScheduler(FIFOScheduler())
+
+
+class NumberedScheduler(FIFOScheduler):
+    """A scheduler that knows a trial by its own number, whichever process runs it.
+
+    So one that goes on in a later process is judged as if nothing had happened.
+    """
+
+    def __init__(self, rule: TrialScheduler) -> None:
+        """Lets another scheduler judge."""
+        super().__init__()
+        self._rule = rule
+
+    def remind(self, study: optuna.Study, metric: str) -> None:
+        """Tells it what trials have reported to an earlier process, without judging them again."""
+        for past in study.get_trials(deepcopy=False):
+            if _TWIN_OF in past.user_attrs:
+                continue
+            known = _Known(past.number + 1)
+            for epoch, value in sorted(past.intermediate_values.items()):
+                if not math.isnan(value):
+                    self._rule.on_trial_add(None, known)
+                    self._rule.on_trial_complete(None, known, {"epoch": epoch, metric: value})
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Passes it on."""
+        self._rule.on_trial_add(tune_controller, _Known.of(trial))
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Passes it on."""
+        return str(self._rule.on_trial_result(tune_controller, _Known.of(trial), result))
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        """Passes it on."""
+        self._rule.on_trial_complete(tune_controller, _Known.of(trial), result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
+        """Passes it on."""
+        self._rule.on_trial_remove(tune_controller, _Known.of(trial))
 
 
 @dataclass(frozen=True)
-class _Past:
-    """As much of an earlier process's trial as schedulers look at."""
+class _Known:
+    """As much of a trial as schedulers look at."""
 
-    trial_id: str
+    trial_id: int
 
-
-_NOBODY_RUNS = SimpleNamespace(get_live_trials=tuple)
-
-
-def remind(scheduler: TrialScheduler, study: optuna.Study, metric: str) -> None:
-    """Tells a new scheduler what the trials of an earlier process have reported."""
-    for past in study.get_trials(deepcopy=False):
-        if _TWIN_OF in past.user_attrs or not past.intermediate_values:
-            continue
-        for epoch, value in sorted(past.intermediate_values.items()):
-            if not math.isnan(value):
-                tell_epoch(scheduler, past.number, epoch, value, metric)
-
-
-def tell_epoch(
-    scheduler: TrialScheduler, number: int, epoch: int, value: float, metric: str
-) -> bool:
-    """Tells a scheduler an epoch of a trial that Tune does not run.
-
-    Args:
-        scheduler: learns from it.
-        number: of the trial.
-        epoch: from 1 on.
-        value: of the metric.
-        metric: its name.
-
-    Returns:
-        Whether the scheduler would let the trial go on.
-    """
-    trial = _Past(f"past-{number}")
-    if epoch == 1:
-        scheduler.on_trial_add(_NOBODY_RUNS, trial)
-    told = {"epoch": epoch, metric: value}
-    return bool(scheduler.on_trial_result(_NOBODY_RUNS, trial, told) != TrialScheduler.STOP)
+    @classmethod
+    def of(cls, trial: Trial) -> "_Known":
+        return cls(trial.config["number"])
 
 
 def _sampler(sampler: Sampler, before: int) -> optuna.samplers.BaseSampler:

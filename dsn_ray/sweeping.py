@@ -200,14 +200,14 @@ def _search(
     from dsn_ray.gauges import Gauges
     from dsn_ray.progress import SearchProgress
     from dsn_ray.record import EPOCHS, EpochLog, name_of_trial
-    from dsn_ray.search import StudySearcher, best_setting, make_scheduler, remind
+    from dsn_ray.search import StudySearcher, best_setting, make_scheduler
     from dsn_ray.trials import Retention, folder_of, run_trials
     from dsn_ray.worker import OBJECTIVE
 
     epochs, seed = sweep.config.train.epochs, sweep.config.train.seed
     searcher = StudySearcher(study, sweep.space, sweep.trials, OBJECTIVE, epochs, room, seed)
     scheduler = make_scheduler(sweep.space, OBJECTIVE, epochs)
-    remind(scheduler, study, OBJECTIVE)
+    scheduler.remind(study, OBJECTIVE)
     best = None
     if best_setting(study) is not None:
         trial = study.best_trial

@@ -2,6 +2,7 @@ import itertools
 import math
 import pickle
 from functools import partial
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -14,7 +15,6 @@ from dsn_ray.search import (
     best_setting,
     make_scheduler,
     open_study,
-    remind,
     settings_tried,
 )
 from dsn_ray.space import Space
@@ -307,7 +307,12 @@ def test_samplers_by_name(tmp_path, name):
 )
 def test_schedulers_by_name(name, kind):
     scheduler = make_scheduler(space(scheduler={"name": name}), "mAP", epochs=1)
-    assert type(scheduler).__name__ == kind
+    assert type(scheduler._rule).__name__ == kind
+
+
+def known(number):
+    """A trial as Tune has it."""
+    return SimpleNamespace(trial_id=next(IDS), config={"number": number})
 
 
 @pytest.mark.parametrize("name", ["asha", "median"])
@@ -316,10 +321,29 @@ def test_a_scheduler_remembers_what_an_earlier_process_saw(tmp_path, name):
     run(searcher(tmp_path, of), [(3, 0.9), (3, 0.8), (3, 0.85)])
     study = open_study(tmp_path / "study.journal", of.sampler)
     scheduler = make_scheduler(of, "mAP", epochs=3)
-    remind(scheduler, study, "mAP")
+    scheduler.remind(study, "mAP")
+    new = known(4)
+    scheduler.on_trial_add(None, new)
+    assert scheduler.on_trial_result(None, new, {"epoch": 1, "mAP": 0.01}) == "STOP"
 
-    class New:
-        trial_id = "new"
 
-    scheduler.on_trial_add(None, New)
-    assert scheduler.on_trial_result(None, New, {"epoch": 1, "mAP": 0.01}) == "STOP"
+@pytest.mark.parametrize("name", ["asha", "median"])
+def test_a_resumed_trial_is_judged_as_an_undisturbed_one(tmp_path, name):
+    of = space(scheduler={"name": name})
+    search, scheduler = searcher(tmp_path, of, 8, lambda: 4), make_scheduler(of, "mAP", epochs=8)
+    running = SimpleNamespace(get_live_trials=tuple)
+    trials = [known(search.suggest(str(number))["number"]) for number in range(1, 5)]
+    for trial in trials:
+        scheduler.on_trial_add(running, trial)
+    for trial in reversed(trials):  # the last is the first to report; better ones come by
+        for epoch in range(1, 5):
+            value = 0.3 if trial is trials[-1] else 0.4 + 0.1 * epoch
+            result = {"epoch": epoch, "mAP": value}
+            assert scheduler.on_trial_result(running, trial, result) == "CONTINUE"
+            search.on_trial_result(str(trial.config["number"]), result)
+    later, again = make_scheduler(of, "mAP", epochs=8), known(4)
+    later.remind(search._study, "mAP")
+    later.on_trial_add(running, again)
+    result = {"epoch": 5, "mAP": 0.3}
+    assert later.on_trial_result(running, again, result) == "CONTINUE"
+    assert scheduler.on_trial_result(running, trials[-1], result) == "CONTINUE"
