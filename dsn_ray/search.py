@@ -280,6 +280,13 @@ def best_setting(study: optuna.Study) -> dict[str, Any] | None:
     return dict(study.best_trial.params)
 
 
+def trials_kept(study: optuna.Study) -> set[int]:
+    """The numbers of the trials that are under way, or failed and may go on, and of the best."""
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    best = [study.best_trial] if best_setting(study) is not None else []
+    return {trial.number + 1 for trial in [*running, *best]}
+
+
 def settings_tried(study: optuna.Study) -> list[dict[str, Any]]:
     """Every setting of the search but those that failed, in order."""
     states = (TrialState.COMPLETE, TrialState.PRUNED)

@@ -200,18 +200,14 @@ def _search(
     from dsn_ray.gauges import Gauges
     from dsn_ray.progress import SearchProgress
     from dsn_ray.record import EPOCHS, EpochLog, name_of_trial
-    from dsn_ray.search import StudySearcher, best_setting, make_scheduler
-    from dsn_ray.trials import Retention, folder_of, run_trials
+    from dsn_ray.search import StudySearcher, best_setting, make_scheduler, trials_kept
+    from dsn_ray.trials import Retention, run_trials
     from dsn_ray.worker import OBJECTIVE
 
     epochs, seed = sweep.config.train.epochs, sweep.config.train.seed
     searcher = StudySearcher(study, sweep.space, sweep.trials, OBJECTIVE, epochs, room, seed)
     scheduler = make_scheduler(sweep.space, OBJECTIVE, epochs)
     scheduler.remind(study, OBJECTIVE)
-    best = None
-    if best_setting(study) is not None:
-        trial = study.best_trial
-        best = trial.values[0], folder_of({"number": trial.number + 1, "seed": seed})
     planned = sweep.trials * sweep.space.budget.seeds
     progress = SearchProgress(console, run.folder / "trials.jsonl", planned, epochs)
     storage = f"{run.storage}/trials"
@@ -227,7 +223,7 @@ def _search(
                 progress,
                 EpochLog(run.folder / EPOCHS, name_of),
                 Gauges(run.folder.name, name_of),
-                Retention(storage, epochs, best),
+                Retention(storage, partial(trials_kept, study)),
             ],
             run.storage,
             "tune-search",

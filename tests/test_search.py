@@ -16,6 +16,7 @@ from dsn_ray.search import (
     make_scheduler,
     open_study,
     settings_tried,
+    trials_kept,
 )
 from dsn_ray.space import Space
 
@@ -75,6 +76,7 @@ def test_each_ending_is_told_rightly(tmp_path):
     assert study.best_value == 0.9
     assert best_setting(study) == {"loss.lambda1": 0.1}
     assert len(settings_tried(study)) == 2
+    assert trials_kept(study) == {1, 4}
     assert study.trials[0].intermediate_values == pytest.approx({1: 0.3, 2: 0.6, 3: 0.9})
     assert study.trials[1].intermediate_values == {1: 0.3}
 
