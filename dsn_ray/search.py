@@ -4,6 +4,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from ray.tune.schedulers import (
 )
 from ray.tune.search import Searcher
 
+from dsn_ray.data.storage import Folder
+from dsn_ray.record import EPOCHS
 from dsn_ray.space import Sampler, Space
 
 STUDY = "study.journal"
-_TWIN_OF, _ENDINGS = "twin of", "endings"
+_ASKED, _TWIN_OF, _ENDINGS = "asked", "twin of", "endings"
 _REPEATS = 50  # proposals in a row that were there before, after which a space counts as exhausted
 
 
@@ -271,6 +274,37 @@ def open_study(journal: Path, sampler: Sampler) -> optuna.Study:
     )
     study.sampler = _sampler(sampler, len(study.get_trials(deepcopy=False)))
     return study
+
+
+def take_up_study(
+    folder: Path, sampler: Sampler, asked: dict[str, Any], checkpoints: str
+) -> tuple[optuna.Study, Path | None]:
+    """The study of a run's search, new or as it was left, if its trials were asked for as now.
+
+    Else it is set aside with the records of its trials, and their checkpoints are deleted: nothing
+    of them may count as a value or be gone on with.
+
+    Args:
+        folder: the run's.
+        sampler: who proposes.
+        asked: all that decides a trial's value but its setting, as JSON has it.
+        checkpoints: folder or URL of those of the trials.
+
+    Returns:
+        The study, and the folder of the one that was set aside, if one was.
+    """
+    study = open_study(folder / STUDY, sampler)
+    if study.user_attrs.get(_ASKED, asked) == asked:
+        study.set_user_attr(_ASKED, asked)
+        return study, None
+    earlier = (folder / f"search-{number}" for number in count(1))
+    aside = next(path for path in earlier if not (path / STUDY).exists())
+    aside.mkdir(exist_ok=True)
+    Folder.at(checkpoints).remove()
+    for name in ("trials.jsonl", EPOCHS, STUDY):  # the study last: till then this can be repeated
+        if (folder / name).exists():
+            (folder / name).replace(aside / name)
+    return take_up_study(folder, sampler, asked, checkpoints)[0], aside
 
 
 def best_setting(study: optuna.Study) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from dsn_ray.search import (
     make_scheduler,
     open_study,
     settings_tried,
+    take_up_study,
     trials_kept,
 )
 from dsn_ray.space import Space
@@ -184,6 +185,28 @@ def test_wherever_the_driver_is_killed_the_next_one_goes_on(tmp_path, monkeypatc
         assert best_setting(again)["memory.k"] == 1
         assert len(trained) == len(set(trained))
     assert writes > 20
+
+
+def test_trials_that_were_asked_for_otherwise_do_not_count(tmp_path):
+    def of(choices):
+        return space(parameters={"memory.k": {"choices": choices}}, first=[])
+
+    def go_on(asked, choices, values):
+        sampler = of(choices).sampler
+        study, aside = take_up_study(tmp_path, sampler, asked, f"file://{tmp_path}/trials")
+        return run(StudySearcher(study, of(choices), 4, "mAP", 3, room), values), aside
+
+    before, now = {"epochs": 3, "choices": [1]}, {"epochs": 3, "choices": [1, 5]}
+    assert go_on(before, [1], [None]) == go_on(before, [1], [None])  # it failed, and may go on
+    (tmp_path / "trials" / "trial1-seed0").mkdir(parents=True)
+    (tmp_path / "trials.jsonl").write_text("{}")
+    found, aside = go_on(now, [1, 5], [(3, 0.5)] * 4)
+    assert sorted(one["settings"]["memory.k"] for one in found) == [1, 5]
+    assert aside == tmp_path / "search-1"
+    assert sorted(path.name for path in aside.iterdir()) == ["study.journal", "trials.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["search-1", "study.journal"]
+    assert go_on(now, [1, 5], []) == ([], None)
+    assert go_on(before, [1], [(3, 0.5)])[1] == tmp_path / "search-2"
 
 
 def test_more_trials_can_be_asked_for_later(tmp_path):
