@@ -2,6 +2,9 @@
 
 import argparse
 import dataclasses
+import fcntl
+import os
+import platform
 import shlex
 import shutil
 import time
@@ -24,6 +27,8 @@ _DECIDING = (
     *("space", "data", "recipe", "config", "settings", "weights", "trials", "seeds"),
     "smoke_test",
 )
+
+LOCK = "run.lock"
 
 
 @dataclass(frozen=True)
@@ -86,12 +91,37 @@ def run_folder(name: str | None, stem: str, storage: str | None) -> Iterator[Run
         yield run
     except UserError:
         if {path.name for path in run.folder.iterdir()} <= {
+            LOCK,
             "config.yaml",
             "ray.log",
             "sessions.jsonl",
         }:
             shutil.rmtree(run.folder, ignore_errors=True)
         raise
+
+
+@contextmanager
+def alone(run: Run) -> Iterator[None]:
+    """Keeps other processes from a run for as long as this one works on it, or lives.
+
+    Raises:
+        UserError: If another one is at work there.
+    """
+    with (run.folder / LOCK).open("a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UserError(
+                f"{run.folder}: {lock.read() or 'another process'} is at work on this run; wait "
+                "for its end, or stop it first."
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} of {platform.node()}")
+        lock.flush()
+        yield
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dsn_ray import cli
 from dsn_ray.config import DEMONSTRATION, Config, Place, recipe_settings
 from dsn_ray.errors import UserError
-from dsn_ray.runs import Run, resumable, run_folder, save_settings
+from dsn_ray.runs import Run, alone, resumable, run_folder, save_settings
 from dsn_ray.space import Space, describe
 from dsn_ray.sweep import EMBEDDED, Data, Sweep, is_embedded, make_sweep
 
@@ -85,7 +85,7 @@ def start(sweep: Sweep, name: str | None, stem: str, storage: str | None, shape:
 
 def go_on(sweep: Sweep, run: Run, shape: "Shape", final_only: bool = False) -> None:
     """Runs or resumes a sweep in its folder."""
-    with resumable("dsn_ray.tune", run, shape, ["--final-only"] * final_only):
+    with resumable("dsn_ray.tune", run, shape, ["--final-only"] * final_only), alone(run):
         _sweep(sweep, run, shape, final_only)
 
 

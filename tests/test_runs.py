@@ -1,6 +1,8 @@
 """Folders of runs, and how one goes on."""
 
 import shlex
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -8,7 +10,7 @@ import pytest
 
 from dsn_ray.errors import Interrupted, UserError
 from dsn_ray.room import Shape
-from dsn_ray.runs import find_run, resumable, run_folder
+from dsn_ray.runs import Run, alone, find_run, resumable, run_folder
 
 
 @pytest.mark.parametrize(
@@ -83,3 +85,32 @@ def test_a_bucket_that_may_not_be_written_to_is_refused(tmp_path, monkeypatch):
         server.shutdown()
         server.server_close()
     assert not list(tmp_path.glob("runs/*"))
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from dsn_ray.runs import Run, alone
+
+with alone(Run(Path(sys.argv[1]), sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_run_has_one_driver_and_a_killed_one_holds_nothing(tmp_path):
+    run = Run(tmp_path, str(tmp_path))
+    held = subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert held.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=f"process {held.pid} of .* is at work"), alone(run):
+            pass
+    finally:
+        held.kill()
+        held.wait()
+    with alone(run):
+        pass
+    with alone(run):
+        pass
