@@ -10,12 +10,14 @@ there.
 
 import argparse
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import yaml
+from ray.tune.schedulers import TrialScheduler
 
 from dsn_ray.config import OBJECTIVE
-from dsn_ray.search import STUDY, make_scheduler, open_journal, tell_epoch
+from dsn_ray.search import STUDY, make_scheduler, open_journal
 from dsn_ray.space import Space
 
 
@@ -33,9 +35,12 @@ def main() -> None:
     spent, kept = 0, []
     for trial in ended:
         curve = sorted(trial.intermediate_values.items())
+        known = SimpleNamespace(config={"number": trial.number + 1})
+        scheduler.on_trial_add(None, known)
         for epoch, value in curve:
             spent += 1
-            if not tell_epoch(scheduler, trial.number, epoch, value, OBJECTIVE):
+            result = {"epoch": epoch, OBJECTIVE: value}
+            if scheduler.on_trial_result(None, known, result) == TrialScheduler.STOP:
                 break
         if epoch == epochs:
             kept.append(value)

@@ -51,7 +51,7 @@ def plan(sweep: "Sweep", shape: "Shape") -> list[Stage]:
                 sweep.trials * sweep.space.budget.seeds,
                 config.train.epochs,
                 _pictures(config, found[name], config.data.validation_classes),
-                size * ((shape.concurrent or 1) + 1),
+                size * _most_kept(config, sweep.space.budget.seeds, shape.concurrent or 1),
             )
         )
     several = sweep.space.final.settings == "all" and not sweep.space.variants
@@ -72,6 +72,15 @@ def plan(sweep: "Sweep", shape: "Shape") -> list[Stage]:
                 )
             )
     return _merged(stages)
+
+
+def _most_kept(config: Config, seeds: int, at_a_time: int) -> int:
+    """Checkpoints that a search has at most: Train deletes an old one once the new one is there.
+
+    Those of a setting's ended seeds wait for its mean, and the best setting's are kept.
+    """
+    each = 2 if config.train.keep == "best_seen" else 1
+    return at_a_time * (each + 1) + each * (3 * seeds - 2)
 
 
 def _merged(stages: list[Stage]) -> list[Stage]:

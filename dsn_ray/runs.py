@@ -2,11 +2,15 @@
 
 import argparse
 import dataclasses
+import fcntl
+import os
+import platform
 import shlex
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -24,6 +28,15 @@ _DECIDING = (
     *("space", "data", "recipe", "config", "settings", "weights", "trials", "seeds"),
     "smoke_test",
 )
+
+DRIVERS = "drivers.txt"
+"""A line for each process that has worked on a run; the one at work holds a lock on the file."""
+RECORDS = (
+    *("config.yaml", "study.journal", "trials.jsonl", "epochs.jsonl", "sessions.jsonl"),
+    *("final.json", "final.unfinished.json", DRIVERS),
+)
+"""What a run's folder must have, beside its storage, for the run to go on."""
+_COPY_EVERY = 10  # seconds
 
 
 @dataclass(frozen=True)
@@ -86,12 +99,107 @@ def run_folder(name: str | None, stem: str, storage: str | None) -> Iterator[Run
         yield run
     except UserError:
         if {path.name for path in run.folder.iterdir()} <= {
+            DRIVERS,
             "config.yaml",
             "ray.log",
             "sessions.jsonl",
         }:
             shutil.rmtree(run.folder, ignore_errors=True)
         raise
+
+
+@contextmanager
+def alone(run: Run) -> Iterator[None]:
+    """Keeps other processes from a run for as long as this one works on it, or lives.
+
+    Meanwhile its records are copied to its storage, so that another machine can go on with it.
+
+    Raises:
+        UserError: If another process is at work there.
+    """
+    with (run.folder / DRIVERS).open("a+", encoding="utf-8") as drivers:
+        try:
+            fcntl.flock(drivers, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            drivers.seek(0)
+            raise UserError(
+                f"{run.folder}: {drivers.read().splitlines()[-1]}, is at work on this run; wait "
+                "for its end, or stop it first."
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        drivers.write(f"process {os.getpid()} of {platform.node()}, since {since}\n")
+        drivers.flush()
+        with _copied(run):
+            yield
+
+
+@contextmanager
+def _copied(run: Run) -> Iterator[None]:
+    """Copies a run's records to its storage again and again, if that is not the folder itself."""
+    if run.storage == str(run.folder):
+        yield
+        return
+    copied: dict[str, bytes] = {}
+    ended = threading.Event()
+
+    def copy() -> None:
+        over = False
+        while not over:
+            over = ended.wait(_COPY_EVERY if copied else 1)
+            with suppress(OSError):  # the next time comes
+                _copy_records(run, copied)
+
+    copier = threading.Thread(target=copy, daemon=True)
+    copier.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        copier.join()
+
+
+def _copy_records(run: Run, copied: dict[str, bytes]) -> None:
+    """Copies what has changed since `copied`, once a training has begun to write there."""
+    from dsn_ray.data.storage import Folder
+
+    there = Folder.at(run.storage)
+    if not there.exists():
+        return
+    for name in RECORDS:
+        path = run.folder / name
+        if path.exists():
+            lines = path.read_bytes()
+            lines = lines[: lines.rfind(b"\n") + 1]  # the rest is being written
+            if lines != copied.get(name):
+                there.write(name, lines)
+                copied[name] = lines
+        elif there.holds(name):
+            there.filesystem.delete_file(f"{there.path}/{name}")
+
+
+def bring_records(run: Run) -> None:
+    """Brings a run's records here, if another machine has gone on with it since.
+
+    Raises:
+        UserError: If the storage cannot be reached.
+    """
+    from dsn_ray.data.storage import Folder
+
+    if run.storage == str(run.folder) or not _exists(run.storage):
+        return
+    there, here = Folder.at(run.storage), run.folder / DRIVERS
+    if not there.holds(DRIVERS):
+        return
+    if here.exists() and here.read_bytes().startswith(there.read(DRIVERS)):
+        return
+    run.folder.mkdir(parents=True, exist_ok=True)
+    for name in RECORDS:
+        if there.holds(name):
+            (run.folder / name).write_bytes(there.read(name))
+        else:
+            (run.folder / name).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -178,6 +286,7 @@ def resumed(
     if parsed.name is None:
         raise UserError("--resume needs --name, the run to go on with.")
     run = find_run(parsed.name, parsed.storage)
+    bring_records(run)
     path = run.folder / "config.yaml"
     if not path.exists():
         raise UserError(f"--resume: {path.parent} is not the folder of a run.")

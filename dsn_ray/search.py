@@ -4,14 +4,15 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import (
     ASHAScheduler,
     FIFOScheduler,
@@ -20,11 +21,12 @@ from ray.tune.schedulers import (
 )
 from ray.tune.search import Searcher
 
+from dsn_ray.data.storage import Folder
+from dsn_ray.record import EPOCHS
 from dsn_ray.space import Sampler, Space
 
 STUDY = "study.journal"
-_ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-_FAILED, _AGAIN, _TWIN_OF, _VALUES = "failed", "again", "twin of", "values"
+_ASKED, _TWIN_OF, _ENDINGS = "asked", "twin of", "endings"
 _REPEATS = 50  # proposals in a row that were there before, after which a space counts as exhausted
 
 
@@ -83,9 +85,10 @@ class StudySearcher(PacedSearcher):
     """Optuna under Tune: an Optuna study in its own journal, told rightly how each trial ended.
 
     A trial that a scheduler stopped is pruned, one whose value is no number has failed. The journal
-    is all that a later process needs to go on: trials that were under way are proposed again first,
-    by their old numbers, and those that failed once more. A setting that has been tried is told
-    its value, and not tried again.
+    is all that a later process needs to go on, wherever the first one was killed: trials that are
+    running there, for they were interrupted or a training of theirs failed, are proposed again
+    first, by their old numbers and only with the seeds that are missing. A setting that has been
+    tried, or is under way, is told its value, and not trained again.
 
     Proposals are `{"number": from 1 on, "seed": of the training, "settings": by dotted name}`.
     """
@@ -117,97 +120,137 @@ class StudySearcher(PacedSearcher):
         self._seeds = range(first_seed, first_seed + space.budget.seeds)
         for point in space.grid()[:trials] if space.sampler.name == "grid" else space.first:
             study.enqueue_trial(point, skip_if_exists=True)
-        self._pending: list[tuple[FrozenTrial | optuna.Trial, int]] = []
-        for trial in study.get_trials(deepcopy=False):
-            if trial.state == TrialState.RUNNING:
-                self._pending += [(trial, seed) for seed in self._seeds_left(trial)]
-            elif trial.user_attrs.get(_FAILED) and trial.number not in self._tried_again():
-                study.enqueue_trial(trial.params, user_attrs={_AGAIN: trial.number})
+        self._under_way: dict[int, _UnderWay] = {}
+        self._twins: list[tuple[int, optuna.Trial]] = []
+        self._pending: list[tuple[int, int]] = []
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            epoch = max(trial.intermediate_values, default=0)
+            self._take_up(optuna.Trial(study, trial._trial_id), epoch)
         self._budget = trials - self._spent()
 
     def _spent(self) -> int:
-        """Settings of the budget that were proposed; one that is tried again counts once."""
-        again = self._tried_again()
+        """Settings of the budget that were proposed."""
         return sum(
-            trial.state != TrialState.WAITING
-            and _TWIN_OF not in trial.user_attrs
-            and trial.number not in again
+            trial.state != TrialState.WAITING and _TWIN_OF not in trial.user_attrs
             for trial in self._study.get_trials(deepcopy=False)
         )
 
-    def _tried_again(self) -> set[int | None]:
-        """The numbers of failed trials that have been proposed once more."""
-        trials = self._study.get_trials(deepcopy=False)
-        return {trial.user_attrs.get(_AGAIN) for trial in trials}
-
-    def _seeds_left(self, trial: FrozenTrial | optuna.Trial) -> list[int]:
-        return [seed for seed in self._seeds if str(seed) not in _values(trial)]
-
     def _next(self) -> dict[str, Any] | None:
-        if not self._pending:
-            proposed = self._propose()
-            if proposed is None:
-                return None
-            self._pending = [(proposed, seed) for seed in self._seeds]
-        trial, seed = self._pending.pop(0)
-        return {"number": trial.number + 1, "seed": seed, "settings": dict(trial.params)}
-
-    def _propose(self) -> optuna.Trial | None:
-        if self._budget <= 0:
+        if not self._pending and not self._propose():
             return None
-        for _ in range(_REPEATS):
-            trial = self._study.ask()
-            self._space.propose(trial)
-            twin = next(self._ended_twins(trial), None)
-            if twin is None:
-                self._budget -= 1
-                return trial
-            trial.set_user_attr(_TWIN_OF, twin.number + 1)
-            for epoch, value in twin.intermediate_values.items():
-                trial.report(value, epoch)
-            values = twin.values if twin.state == TrialState.COMPLETE else None
-            self._study.tell(trial, values, state=twin.state)
-        self._budget = 0
-        return None
+        number, seed = self._pending.pop(0)
+        settings = dict(self._under_way[number].trial.params)
+        return {"number": number + 1, "seed": seed, "settings": settings}
 
-    def _ended_twins(self, trial: optuna.Trial) -> Iterator[FrozenTrial]:
-        """Earlier trials of the same setting that came to an end, a divergence included."""
-        for other in self._study.get_trials(deepcopy=False, states=_ENDED):
-            if other.params == trial.params and _FAILED not in other.user_attrs:
+    def _propose(self) -> bool:
+        """Whether there was another setting to try; its trainings are pending then."""
+        for _ in range(_REPEATS if self._budget > 0 else 0):
+            if self._take_up(self._study.ask()):
+                self._budget -= 1
+                return True
+        self._budget = 0
+        return False
+
+    def _take_up(self, trial: optuna.Trial, epoch: int = 0) -> bool:
+        """Draws what a trial's setting lacks, and has the trial go on from wherever it is.
+
+        Args:
+            trial: is running, as Optuna sees it.
+            epoch: the last one that Optuna knows of.
+
+        Returns:
+            Whether the setting is its own, and not that of an earlier trial.
+        """
+        self._space.propose(trial)
+        twin = next(self._earlier_twins(trial), None)
+        if twin is not None:
+            trial.set_user_attr(_TWIN_OF, twin.number + 1)
+            self._twins.append((twin.number, trial))
+            self._tell_twins()
+            return False
+        under_way = self._under_way[trial.number] = _UnderWay(trial, epoch)
+        self._pending += [(trial.number, seed) for seed in self._seeds_left(trial)]
+        self._tell_if_over(under_way)
+        return True
+
+    def _earlier_twins(self, trial: optuna.Trial) -> Iterator[FrozenTrial]:
+        """Earlier trials of the same setting, which have ended, a divergence included, or will."""
+        for other in self._study.get_trials(deepcopy=False)[: trial.number]:
+            if other.params == trial.params and _TWIN_OF not in other.user_attrs:
                 yield other
+
+    def _seeds_left(self, trial: optuna.Trial) -> list[int]:
+        return [seed for seed in self._seeds if str(seed) not in _endings(trial)]
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Tells Optuna an epoch's value."""
-        if len(self._seeds) == 1 and self.metric in result:
-            trial = self._trial(self._running[trial_id])
-            trial.report(float(result[self.metric]), result["epoch"])
+        if self.metric in result:
+            under_way = self._under_way.get(self._running[trial_id]["number"] - 1)
+            self._report(under_way, result["epoch"], float(result[self.metric]))
 
-    def _trial(self, proposal: dict[str, Any]) -> optuna.Trial:
-        frozen = self._study.get_trials(deepcopy=False)[proposal["number"] - 1]
-        return optuna.Trial(self._study, frozen._trial_id)
+    def _report(self, under_way: "_UnderWay | None", epoch: int, value: float) -> None:
+        """Tells Optuna an epoch's value, where one training is all of the trial."""
+        if under_way and len(self._seeds) == 1 and epoch > under_way.epoch:
+            under_way.trial.report(value, epoch)
+            under_way.epoch = epoch
 
     def _ended(self, proposal: dict[str, Any], result: dict[str, Any], failed: bool) -> None:
-        trial = self._trial(proposal)
-        value = result.get(self.metric)
-        if failed or value is None:
-            trial.set_user_attr(_FAILED, True)
-        elif len(self._seeds) == 1 and result["epoch"] < self._last_epoch and not math.isnan(value):
-            self._study.tell(trial, state=TrialState.PRUNED)
+        under_way = self._under_way.get(proposal["number"] - 1)
+        if failed or self.metric not in result or under_way is None:
             return
-        values = _values(trial) | {str(proposal["seed"]): None if failed else value}
-        trial.set_user_attr(_VALUES, values)
-        if self._seeds_left(trial):
+        ending = result["epoch"], float(result[self.metric])
+        endings = _endings(under_way.trial) | {str(proposal["seed"]): ending}
+        under_way.trial.set_user_attr(_ENDINGS, endings)
+        self._tell_if_over(under_way)
+
+    def _tell_if_over(self, under_way: "_UnderWay") -> None:
+        """Tells Optuna how a trial ended, once its trainings have; one without a value ends it."""
+        trial = under_way.trial
+        endings = _endings(trial).values()
+        mean = math.fsum(value for _, value in endings) / max(1, len(endings))
+        if self._seeds_left(trial) and not math.isnan(mean):
             return
-        mean = math.fsum(math.nan if v is None else v for v in values.values()) / len(values)
+        for epoch, value in endings:
+            self._report(under_way, epoch, value)
         if math.isnan(mean):
             self._study.tell(trial, state=TrialState.FAIL)
+        elif len(self._seeds) == 1 and under_way.epoch < self._last_epoch:
+            self._study.tell(trial, state=TrialState.PRUNED)
         else:
             self._study.tell(trial, mean)
+        del self._under_way[trial.number]
+        self._pending = [one for one in self._pending if one[0] != trial.number]
+        self._tell_twins()
+
+    def _tell_twins(self) -> None:
+        """Tells Optuna the ending of trials whose setting is that of a trial which has ended."""
+        trials = self._study.get_trials(deepcopy=False)
+        for number, trial in self._twins:
+            twin = trials[number]
+            if twin.state.is_finished():
+                for epoch, value in twin.intermediate_values.items():
+                    trial.report(value, epoch)
+                values = twin.values if twin.state == TrialState.COMPLETE else None
+                self._study.tell(trial, values, state=twin.state)
+        self._twins = [one for one in self._twins if not trials[one[0]].state.is_finished()]
 
 
-def _values(trial: FrozenTrial | optuna.Trial) -> dict[str, float | None]:
-    """The values of a setting by seed, as far as they are known."""
-    return dict(trial.user_attrs.get(_VALUES, {}))
+@dataclass
+class _UnderWay:
+    """A trial that has not come to its end.
+
+    Attributes:
+        trial: of Optuna.
+        epoch: the last one that Optuna knows of.
+    """
+
+    trial: optuna.Trial
+    epoch: int
+
+
+def _endings(trial: optuna.Trial) -> dict[str, tuple[int, float]]:
+    """The last epoch and its value by seed, of a setting's trainings that have ended."""
+    return dict(trial.user_attrs.get(_ENDINGS, {}))
 
 
 def open_journal(journal: Path) -> JournalStorage:
@@ -233,11 +276,49 @@ def open_study(journal: Path, sampler: Sampler) -> optuna.Study:
     return study
 
 
+def take_up_study(
+    folder: Path, sampler: Sampler, asked: dict[str, Any], checkpoints: str
+) -> tuple[optuna.Study, Path | None]:
+    """The study of a run's search, new or as it was left, if its trials were asked for as now.
+
+    Else it is set aside with the records of its trials, and their checkpoints are deleted: nothing
+    of them may count as a value or be gone on with.
+
+    Args:
+        folder: the run's.
+        sampler: who proposes.
+        asked: all that decides a trial's value but its setting, as JSON has it.
+        checkpoints: folder or URL of those of the trials.
+
+    Returns:
+        The study, and the folder of the one that was set aside, if one was.
+    """
+    study = open_study(folder / STUDY, sampler)
+    if study.user_attrs.get(_ASKED, asked) == asked:
+        study.set_user_attr(_ASKED, asked)
+        return study, None
+    earlier = (folder / f"search-{number}" for number in count(1))
+    aside = next(path for path in earlier if not (path / STUDY).exists())
+    aside.mkdir(exist_ok=True)
+    Folder.at(checkpoints).remove()
+    for name in ("trials.jsonl", EPOCHS, STUDY):  # the study last: till then this can be repeated
+        if (folder / name).exists():
+            (folder / name).replace(aside / name)
+    return take_up_study(folder, sampler, asked, checkpoints)[0], aside
+
+
 def best_setting(study: optuna.Study) -> dict[str, Any] | None:
     """The setting of the best trial that came to its end; None where none did."""
     if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         return None
     return dict(study.best_trial.params)
+
+
+def trials_kept(study: optuna.Study) -> set[int]:
+    """The numbers of the trials that are under way, or failed and may go on, and of the best."""
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    best = [study.best_trial] if best_setting(study) is not None else []
+    return {trial.number + 1 for trial in [*running, *best]}
 
 
 def settings_tried(study: optuna.Study) -> list[dict[str, Any]]:
@@ -250,62 +331,72 @@ def settings_tried(study: optuna.Study) -> list[dict[str, Any]]:
     ]
 
 
-def make_scheduler(space: Space, metric: str, epochs: int) -> TrialScheduler:
+def make_scheduler(space: Space, metric: str, epochs: int) -> "NumberedScheduler":
     """The scheduler that a space names, counting epochs rather than reports."""
     common = {"time_attr": "epoch", "metric": metric, "mode": "max"}
     grace = min(space.scheduler.grace_epochs, epochs)
     if space.scheduler.name == "asha":
-        return ASHAScheduler(
-            **common,
-            max_t=epochs,
-            grace_period=grace,
-            reduction_factor=space.scheduler.reduction_factor,
+        return NumberedScheduler(
+            ASHAScheduler(
+                **common,
+                max_t=epochs,
+                grace_period=grace,
+                reduction_factor=space.scheduler.reduction_factor,
+            )
         )
     if space.scheduler.name == "median":
-        return MedianStoppingRule(**common, grace_period=grace)
-    return FIFOScheduler()
+        return NumberedScheduler(MedianStoppingRule(**common, grace_period=grace))
+    return NumberedScheduler(FIFOScheduler())
+
+
+class NumberedScheduler(FIFOScheduler):
+    """A scheduler that knows a trial by its own number, whichever process runs it.
+
+    So one that goes on in a later process is judged as if nothing had happened.
+    """
+
+    def __init__(self, rule: TrialScheduler) -> None:
+        """Lets another scheduler judge."""
+        super().__init__()
+        self._rule = rule
+
+    def remind(self, study: optuna.Study, metric: str) -> None:
+        """Tells it what trials have reported to an earlier process, without judging them again."""
+        for past in study.get_trials(deepcopy=False):
+            if _TWIN_OF in past.user_attrs:
+                continue
+            known = _Known(past.number + 1)
+            for epoch, value in sorted(past.intermediate_values.items()):
+                if not math.isnan(value):
+                    self._rule.on_trial_add(None, known)
+                    self._rule.on_trial_complete(None, known, {"epoch": epoch, metric: value})
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Passes it on."""
+        self._rule.on_trial_add(tune_controller, _Known.of(trial))
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Passes it on."""
+        return str(self._rule.on_trial_result(tune_controller, _Known.of(trial), result))
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        """Passes it on."""
+        self._rule.on_trial_complete(tune_controller, _Known.of(trial), result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
+        """Passes it on."""
+        self._rule.on_trial_remove(tune_controller, _Known.of(trial))
 
 
 @dataclass(frozen=True)
-class _Past:
-    """As much of an earlier process's trial as schedulers look at."""
+class _Known:
+    """As much of a trial as schedulers look at."""
 
-    trial_id: str
+    trial_id: int
 
-
-_NOBODY_RUNS = SimpleNamespace(get_live_trials=tuple)
-
-
-def remind(scheduler: TrialScheduler, study: optuna.Study, metric: str) -> None:
-    """Tells a new scheduler what the trials of an earlier process have reported."""
-    for past in study.get_trials(deepcopy=False):
-        if _TWIN_OF in past.user_attrs or not past.intermediate_values:
-            continue
-        for epoch, value in sorted(past.intermediate_values.items()):
-            if not math.isnan(value):
-                tell_epoch(scheduler, past.number, epoch, value, metric)
-
-
-def tell_epoch(
-    scheduler: TrialScheduler, number: int, epoch: int, value: float, metric: str
-) -> bool:
-    """Tells a scheduler an epoch of a trial that Tune does not run.
-
-    Args:
-        scheduler: learns from it.
-        number: of the trial.
-        epoch: from 1 on.
-        value: of the metric.
-        metric: its name.
-
-    Returns:
-        Whether the scheduler would let the trial go on.
-    """
-    trial = _Past(f"past-{number}")
-    if epoch == 1:
-        scheduler.on_trial_add(_NOBODY_RUNS, trial)
-    told = {"epoch": epoch, metric: value}
-    return bool(scheduler.on_trial_result(_NOBODY_RUNS, trial, told) != TrialScheduler.STOP)
+    @classmethod
+    def of(cls, trial: Trial) -> "_Known":
+        return cls(trial.config["number"])
 
 
 def _sampler(sampler: Sampler, before: int) -> optuna.samplers.BaseSampler:

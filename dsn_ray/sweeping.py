@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dsn_ray import cli
 from dsn_ray.config import DEMONSTRATION, OBJECTIVE, Config, Place, recipe_settings
 from dsn_ray.errors import UserError
-from dsn_ray.runs import Run, resumable, run_folder, save_settings
+from dsn_ray.runs import Run, alone, resumable, run_folder, save_settings
 from dsn_ray.space import Space, describe
 from dsn_ray.sweep import EMBEDDED, Data, Sweep, is_embedded, make_sweep
 
@@ -85,7 +85,7 @@ def start(sweep: Sweep, name: str | None, stem: str, storage: str | None, shape:
 
 def go_on(sweep: Sweep, run: Run, shape: "Shape", final_only: bool = False) -> None:
     """Runs or resumes a sweep in its folder."""
-    with resumable("dsn_ray.tune", run, shape, ["--final-only"] * final_only):
+    with resumable("dsn_ray.tune", run, shape, ["--final-only"] * final_only), alone(run):
         _sweep(sweep, run, shape, final_only)
 
 
@@ -149,10 +149,11 @@ def _sweep(sweep: Sweep, run: Run, shape: "Shape", final_only: bool) -> None:
             results = FinalResults(run.folder / "final.json")
             tried: list[dict[str, Any]] = []
             if not sweep.space.variants:
-                study = open_study(journal, sweep.space.sampler)
-                if not final_only:
+                if final_only:
+                    study = open_study(journal, sweep.space.sampler)
+                else:
                     data = shelf.data(*next(sweep.configs()))
-                    _search(sweep, run, study, data, resources, room, console)
+                    study = _search(sweep, run, data, resources, room, console)
                 results.setting = best_setting(study)
                 if results.setting is None:
                     raise UserError("--final-only: no trial of this run has come to its end.")
@@ -183,13 +184,12 @@ def _sweep(sweep: Sweep, run: Run, shape: "Shape", final_only: bool) -> None:
 def _search(
     sweep: Sweep,
     run: Run,
-    study: "optuna.Study",
     data: "TrainingData",
     resources: "Resources",
     room: Callable[[], int],
     console: "Console",
-) -> None:
-    """Runs the trials that the study does not have yet.
+) -> "optuna.Study":
+    """Runs the trials that the study does not have yet, and returns it.
 
     Raises:
         UserError: If every trial diverged.
@@ -200,20 +200,36 @@ def _search(
     from dsn_ray.gauges import Gauges
     from dsn_ray.progress import SearchProgress
     from dsn_ray.record import EPOCHS, EpochLog, name_of_trial
-    from dsn_ray.search import StudySearcher, best_setting, make_scheduler, remind
-    from dsn_ray.trials import Retention, folder_of, run_trials
+    from dsn_ray.search import (
+        StudySearcher,
+        best_setting,
+        make_scheduler,
+        take_up_study,
+        trials_kept,
+    )
+    from dsn_ray.trials import Retention, run_trials
 
     epochs, seed = sweep.config.train.epochs, sweep.config.train.seed
+    storage = f"{run.storage}/trials"
+    asked = {
+        "data": list(sweep.data[0]),
+        "config": sweep.config.model_dump(mode="json"),
+        "parameters": sweep.space.model_dump(mode="json")["parameters"],
+        "seeds": sweep.space.budget.seeds,
+    }
+    study, aside = take_up_study(run.folder, sweep.space.sampler, asked, storage)
+    if aside:
+        console.print(
+            "What decides the trials' values has changed, so the search begins anew; the earlier "
+            f"one is kept in {aside}, without checkpoints.",
+            soft_wrap=True,
+        )
     searcher = StudySearcher(study, sweep.space, sweep.trials, OBJECTIVE, epochs, room, seed)
     scheduler = make_scheduler(sweep.space, OBJECTIVE, epochs)
-    remind(scheduler, study, OBJECTIVE)
-    best = None
-    if best_setting(study) is not None:
-        trial = study.best_trial
-        best = trial.values[0], folder_of({"number": trial.number + 1, "seed": seed})
+    scheduler.remind(study, OBJECTIVE)
+    best = None if best_setting(study) is None else study.best_value
     planned = sweep.trials * sweep.space.budget.seeds
     progress = SearchProgress(console, run.folder / "trials.jsonl", planned, epochs)
-    storage = f"{run.storage}/trials"
     name_of = partial(name_of_trial, data.name)
     with progress:
         ended = run_trials(
@@ -225,8 +241,8 @@ def _search(
             [
                 progress,
                 EpochLog(run.folder / EPOCHS, name_of),
-                Gauges(run.folder.name, name_of, progress.how_it_ended, best and best[0]),
-                Retention(storage, epochs, best),
+                Gauges(run.folder.name, name_of, progress.how_it_ended, best),
+                Retention(storage, partial(trials_kept, study)),
             ],
             run.storage,
             "tune-search",
@@ -237,7 +253,7 @@ def _search(
             f"were run instead of {planned * epochs}."
         )
     if best_setting(study) is not None:
-        return
+        return study
     if ended.errors:
         raise RuntimeError("no trial came to its end") from ended.errors[0]
     raise UserError(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dsn_ray import cli
 from dsn_ray.config import SEEN, Config
 from dsn_ray.errors import UserError
-from dsn_ray.runs import Run, resumable, run_folder, save_settings
+from dsn_ray.runs import Run, alone, resumable, run_folder, save_settings
 
 if TYPE_CHECKING:
     import ray.train
@@ -259,7 +259,7 @@ def start(training: Training, name: str | None, storage: str | None, shape: "Sha
 
 def go_on(training: Training, run: Run, shape: "Shape") -> Path:
     """Runs or resumes a training in its folder."""
-    with resumable("dsn_ray.train", run, shape):
+    with resumable("dsn_ray.train", run, shape), alone(run):
         return _train(training, run, shape)
 
 

@@ -1,7 +1,6 @@
 """Runs trials with Ray Tune, and clears away what they leave behind."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -26,7 +25,8 @@ def run_trials(
     """Runs what a searcher proposes, to the end.
 
     Tune's own state is never read again: whoever resumes a run knows from its own records what is
-    left to do, and a training that was interrupted goes on by itself.
+    left to do, and a training that was interrupted goes on by itself. A trial that raises is not
+    tried again here: Ray Train has done so by then, where that may help.
 
     Args:
         trial: takes a proposal; it waits for the workers that do the work, and takes no CPU.
@@ -43,55 +43,48 @@ def run_trials(
             name=name,
             storage_path=storage,
             callbacks=list(callbacks),
-            failure_config=tune.FailureConfig(max_failures=1),
             verbose=0,
         ),
     ).fit()
 
 
 class Retention(Callback):
-    """Keeps the checkpoint of the best trial that has ended, and deletes the others'.
+    """Deletes the checkpoints of trials that nobody reads again, those of earlier processes too.
 
-    So a search takes the room of the trials at a time and one more, however many it runs.
+    So a search takes the room of the trials at a time, of the best one, and of those that failed
+    and may go on, however many it runs.
     """
 
-    def __init__(
-        self, storage: str, last_epoch: int, best: tuple[float, str] | None = None
-    ) -> None:
-        """Keeps everything so far.
+    def __init__(self, storage: str, kept: Callable[[], Iterable[int]]) -> None:
+        """Deletes nothing yet.
 
         Args:
-            storage: folder or URL with one folder per trial.
-            last_epoch: a trial that ends before it is never the best.
-            best: value and folder of the best trial of an earlier process.
+            storage: folder or URL with one folder per training.
+            kept: the numbers of the trials whose checkpoints are wanted.
         """
-        self._storage, self._last_epoch = storage, last_epoch
-        self._best = best
-        self._unwanted: set[str] = set()
+        self._storage, self._kept = storage, kept
+
+    def setup(self, *_: Any, **info: Any) -> None:
+        """Deletes what an earlier process left, when the search begins."""
+        self._sweep()
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        """Deletes what is not the best; nothing reads it again."""
-        result, mine = trial.last_result or {}, folder_of(trial.config)
-        value = result.get(OBJECTIVE, math.nan)
-        unwanted: str | None = mine
-        finished = result.get("epoch") == self._last_epoch and not math.isnan(value)
-        if finished and (self._best is None or value > self._best[0]):
-            unwanted = self._best[1] if self._best else None
-            self._best = value, mine
-        if unwanted:
-            self._unwanted.add(unwanted)
-            self._delete(unwanted)
+        """Deletes what the trial's end has made useless."""
+        self._sweep()
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Deletes what trials wrote while they were being stopped."""
-        for name in self._unwanted:
-            self._delete(name)
+        self._sweep()
 
-    def _delete(self, name: str) -> None:
-        with suppress(OSError):  # somebody writes there still; the end of the search comes back
-            Folder.at(f"{self._storage}/{name}").remove()
+    def _sweep(self) -> None:
+        folder = Folder.at(self._storage)
+        kept = tuple(f"trial{number}-" for number in self._kept())
+        for name in folder.folders():
+            if not name.startswith(kept):
+                with suppress(OSError):  # somebody writes there still; the next time comes
+                    (folder / name).remove()
 
 
 def folder_of(proposal: dict[str, Any]) -> str:

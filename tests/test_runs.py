@@ -1,14 +1,26 @@
 """Folders of runs, and how one goes on."""
 
 import shlex
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
+from dsn_ray import tune
 from dsn_ray.errors import Interrupted, UserError
 from dsn_ray.room import Shape
-from dsn_ray.runs import find_run, resumable, run_folder
+from dsn_ray.runs import (
+    Run,
+    alone,
+    bring_records,
+    find_run,
+    resumable,
+    run_folder,
+    save_settings,
+)
 
 
 @pytest.mark.parametrize(
@@ -83,3 +95,77 @@ def test_a_bucket_that_may_not_be_written_to_is_refused(tmp_path, monkeypatch):
         server.shutdown()
         server.server_close()
     assert not list(tmp_path.glob("runs/*"))
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from dsn_ray.runs import Run, alone
+
+with alone(Run(Path(sys.argv[1]), sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_run_has_one_driver_and_a_killed_one_holds_nothing(tmp_path):
+    run = Run(tmp_path, str(tmp_path))
+    held = subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert held.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=f": process {held.pid} of .*, is at work"), alone(run):
+            pass
+    finally:
+        held.kill()
+        held.wait()
+    with alone(run):
+        pass
+    with alone(run):
+        pass
+
+
+def test_another_machine_goes_on_with_what_the_storage_holds(
+    tmp_path, drawings, monkeypatch, capsys
+):
+    storage, places = f"file://{tmp_path}/shared", []
+
+    def on(machine):
+        (tmp_path / machine).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / machine)
+        return find_run("s", storage)
+
+    def work(run, journal):
+        with alone(run):
+            (run.folder / "study.journal").write_text(journal)
+        return (tmp_path / "shared" / "s" / "study.journal").read_text()
+
+    run = on("first")
+    monkeypatch.setattr("dsn_ray.sweeping.start", lambda sweep, *_: places.append(sweep))
+    asked = ["--data", f"folder:toy={drawings}", "--smoke-test"]
+    space = Path(__file__).parents[1] / "search_spaces" / "lambdas_small.yaml"
+    assert tune.main(["--space", str(space), *asked]) == 0
+    run.folder.mkdir(parents=True)
+    save_settings(places[0], run)
+    (tmp_path / "shared" / "s").mkdir(parents=True)  # as trainings do
+    (run.folder / "final.unfinished.json").write_text("{}\n")
+    assert work(run, "one\ntwo\nthr") == "one\ntwo\n"
+    (run.folder / "final.unfinished.json").replace(run.folder / "final.json")
+    work(run, "one\ntwo\nthree\n")
+
+    other = on("other")
+    assert tune.main(["--resume", "--name", "s", "--storage", storage, "--dry-run"]) == 0
+    assert "search on folder:toy" in capsys.readouterr().out
+    here = {path.name for path in other.folder.iterdir()}
+    assert here == {"config.yaml", "drivers.txt", "final.json", "study.journal"}
+    assert (other.folder / "study.journal").read_text() == "one\ntwo\nthree\n"
+    work(other, "one\ntwo\nthree\nfour\n")
+
+    for journal in ("one\ntwo\nthree\nfour\n", "more\n"):
+        run = on("first")
+        bring_records(run)
+        assert (run.folder / "study.journal").read_text() == journal
+        (run.folder / "study.journal").write_text("more\n")  # it is the newest by now
+        with alone(run):
+            pass

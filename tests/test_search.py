@@ -1,6 +1,8 @@
 import itertools
 import math
 import pickle
+from functools import partial
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -13,8 +15,9 @@ from dsn_ray.search import (
     best_setting,
     make_scheduler,
     open_study,
-    remind,
     settings_tried,
+    take_up_study,
+    trials_kept,
 )
 from dsn_ray.space import Space
 
@@ -68,13 +71,15 @@ def run(search, values):
 
 def test_each_ending_is_told_rightly(tmp_path):
     run(searcher(tmp_path, space()), [(3, 0.9), (1, 0.3), (3, math.nan), None])
-    fail = TrialState.FAIL
-    assert states(tmp_path) == [TrialState.COMPLETE, TrialState.PRUNED, fail, fail]
+    told = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]
+    assert states(tmp_path) == [*told, TrialState.RUNNING]  # the last can go on
     study = open_study(tmp_path / "study.journal", space().sampler)
     assert study.best_value == 0.9
     assert best_setting(study) == {"loss.lambda1": 0.1}
     assert len(settings_tried(study)) == 2
+    assert trials_kept(study) == {1, 4}
     assert study.trials[0].intermediate_values == pytest.approx({1: 0.3, 2: 0.6, 3: 0.9})
+    assert study.trials[1].intermediate_values == {1: 0.3}
 
 
 def test_the_first_setting_comes_first_and_the_seed_decides_the_rest(tmp_path):
@@ -93,18 +98,115 @@ def test_the_first_setting_comes_first_and_the_seed_decides_the_rest(tmp_path):
 
 def test_a_later_process_goes_on_where_the_first_was_killed(tmp_path):
     first = searcher(tmp_path, space())
-    run(first, [(3, 0.5), None])
+    failed = run(first, [(3, 0.5), None])[1]
     under_way = first.suggest("x")
-    later = searcher(tmp_path, space())
-    assert later.suggest("y") == under_way
-    assert later.suggest("z") is None  # there is room for one
-    later.on_trial_complete("y", {"epoch": 3, "mAP": 0.6})
-    rest = run(later, [(3, 0.7)] * 5)
-    failed = first._study.trials[1].params
-    again, fourth = rest
-    assert again["settings"] == failed
-    assert fourth["number"] == 5
+    later = searcher(tmp_path, space(), room=lambda: 2)
+    assert later.suggest("y") == failed  # it goes on in its own folder
+    assert later.suggest("z") == under_way
+    assert later.suggest("z") is None  # there is room for two
+    for trial_id in "yz":
+        later.on_trial_complete(trial_id, {"epoch": 3, "mAP": 0.6})
+    assert [one["number"] for one in run(later, [(3, 0.7)] * 5)] == [4]
     assert searcher(tmp_path, space()).suggest("q") == Searcher.FINISHED
+
+
+class Killed(Exception):  # noqa: N818 - it is none
+    """The driver dies here."""
+
+
+class Dying(optuna.storages.journal.JournalFileBackend):
+    """A journal whose driver is killed after some writes."""
+
+    def __init__(self, path, writes):
+        super().__init__(path)
+        self.writes = writes
+
+    def append_logs(self, logs):
+        if not self.writes:
+            raise Killed
+        self.writes -= 1
+        super().append_logs(logs)
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_wherever_the_driver_is_killed_the_next_one_goes_on(tmp_path, monkeypatch, seeds):
+    of = space(
+        parameters={"memory.k": {"choices": [1, 5, 9]}, **LAMBDA1},
+        first=[{"memory.k": k, "loss.lambda1": 0.5} for k in (1, 5, 9)],
+        budget={"trials": 4, "seeds": seeds},
+        scheduler={"name": "none"},
+    )
+    endings = {1: (3, 0.9), 5: (3, math.nan), 9: (3 if seeds > 1 else 1, 0.3)}
+    trained = []
+
+    def go_on(search):
+        """Runs what is proposed; the fourth setting is drawn."""
+        for trial_id in map(str, IDS):
+            proposal = search.suggest(trial_id)
+            if proposal == Searcher.FINISHED:
+                return
+            epochs, value = endings[proposal["settings"]["memory.k"]]
+            for epoch in range(1, epochs + 1):
+                result = {"epoch": epoch, "mAP": value * epoch / epochs}
+                if epoch < epochs:
+                    search.on_trial_result(trial_id, result)
+            search.on_trial_complete(trial_id, result)
+            trained.append((proposal["number"], proposal["seed"]))
+
+    def outcome(study):
+        trials = [trial for trial in study.get_trials() if "twin of" not in trial.user_attrs]
+        return [(t.state, t.value, t.intermediate_values) for t in trials[:3]]
+
+    (tmp_path / "whole").mkdir()
+    go_on(searcher(tmp_path / "whole", of))
+    whole = open_study(tmp_path / "whole" / "study.journal", of.sampler)
+    states = [TrialState.COMPLETE, TrialState.FAIL]
+    assert [t.state for t in whole.trials][:2] == states
+    assert sorted(trained)[:seeds] == [(1, seed) for seed in range(seeds)]
+    assert (2, 1) not in trained  # one without a value is enough
+    monkeypatch.setattr("os.fsync", lambda _: None)
+    for writes in itertools.count(2):  # the study itself takes two
+        folder = tmp_path / str(writes)
+        folder.mkdir()
+        trained.clear()
+        with monkeypatch.context() as patched:
+            patched.setattr("dsn_ray.search.JournalFileBackend", partial(Dying, writes=writes))
+            try:
+                go_on(searcher(folder, of))
+            except Killed:
+                pass
+            else:
+                break
+        go_on(searcher(folder, of))
+        again = open_study(folder / "study.journal", of.sampler)
+        assert outcome(again) == outcome(whole)
+        assert TrialState.RUNNING not in [trial.state for trial in again.trials]
+        assert all(trial.params.keys() == of.parameters.keys() for trial in again.trials)
+        assert best_setting(again)["memory.k"] == 1
+        assert len(trained) == len(set(trained))
+    assert writes > 20
+
+
+def test_trials_that_were_asked_for_otherwise_do_not_count(tmp_path):
+    def of(choices):
+        return space(parameters={"memory.k": {"choices": choices}}, first=[])
+
+    def go_on(asked, choices, values):
+        sampler = of(choices).sampler
+        study, aside = take_up_study(tmp_path, sampler, asked, f"file://{tmp_path}/trials")
+        return run(StudySearcher(study, of(choices), 4, "mAP", 3, room), values), aside
+
+    before, now = {"epochs": 3, "choices": [1]}, {"epochs": 3, "choices": [1, 5]}
+    assert go_on(before, [1], [None]) == go_on(before, [1], [None])  # it failed, and may go on
+    (tmp_path / "trials" / "trial1-seed0").mkdir(parents=True)
+    (tmp_path / "trials.jsonl").write_text("{}")
+    found, aside = go_on(now, [1, 5], [(3, 0.5)] * 4)
+    assert sorted(one["settings"]["memory.k"] for one in found) == [1, 5]
+    assert aside == tmp_path / "search-1"
+    assert sorted(path.name for path in aside.iterdir()) == ["study.journal", "trials.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["search-1", "study.journal"]
+    assert go_on(now, [1, 5], []) == ([], None)
+    assert go_on(before, [1], [(3, 0.5)])[1] == tmp_path / "search-2"
 
 
 def test_more_trials_can_be_asked_for_later(tmp_path):
@@ -122,6 +224,23 @@ def test_a_setting_that_was_tried_is_not_run_again(tmp_path):
     )
     found = run(searcher(tmp_path, of), [(3, 0.5), (1, 0.2), *[(3, 0.5)] * 9])
     assert sorted(one["settings"]["memory.k"] for one in found) == [1, 5]
+    assert len(settings_tried(open_study(tmp_path / "study.journal", of.sampler))) == 2
+
+
+def test_a_setting_that_is_under_way_is_not_run_beside_itself(tmp_path):
+    of = space(
+        parameters={"memory.k": {"choices": [1, 5]}},
+        first=[],
+        sampler={"name": "random"},
+        budget={"trials": 9},
+    )
+    search = searcher(tmp_path, of, room=lambda: 4)
+    found = [search.suggest(trial_id) for trial_id in "ab"]
+    assert sorted(one["settings"]["memory.k"] for one in found) == [1, 5]
+    assert search.suggest("c") == Searcher.FINISHED
+    search.on_trial_complete("a", {"epoch": 3, "mAP": 0.5})
+    search.on_trial_complete("b", {"epoch": 1, "mAP": 0.2})
+    assert set(states(tmp_path)) == {TrialState.COMPLETE, TrialState.PRUNED}
     assert len(settings_tried(open_study(tmp_path / "study.journal", of.sampler))) == 2
 
 
@@ -157,6 +276,7 @@ def test_the_value_of_a_setting_is_the_mean_over_its_seeds(tmp_path):
     assert found[0]["settings"] == found[2]["settings"]
     study = open_study(tmp_path / "study.journal", of.sampler)
     assert study.trials[0].value == pytest.approx(0.3)
+    assert run(searcher(tmp_path, of), [None])[0]["seed"] == 2  # a machine fails
     (left,) = run(searcher(tmp_path, of), [(3, math.nan)] * 3)  # what was left of the second
     assert (left["number"], left["seed"]) == (2, 2)
     assert states(tmp_path) == [TrialState.COMPLETE, TrialState.FAIL]
@@ -212,7 +332,12 @@ def test_samplers_by_name(tmp_path, name):
 )
 def test_schedulers_by_name(name, kind):
     scheduler = make_scheduler(space(scheduler={"name": name}), "mAP", epochs=1)
-    assert type(scheduler).__name__ == kind
+    assert type(scheduler._rule).__name__ == kind
+
+
+def known(number):
+    """A trial as Tune has it."""
+    return SimpleNamespace(trial_id=next(IDS), config={"number": number})
 
 
 @pytest.mark.parametrize("name", ["asha", "median"])
@@ -221,10 +346,29 @@ def test_a_scheduler_remembers_what_an_earlier_process_saw(tmp_path, name):
     run(searcher(tmp_path, of), [(3, 0.9), (3, 0.8), (3, 0.85)])
     study = open_study(tmp_path / "study.journal", of.sampler)
     scheduler = make_scheduler(of, "mAP", epochs=3)
-    remind(scheduler, study, "mAP")
+    scheduler.remind(study, "mAP")
+    new = known(4)
+    scheduler.on_trial_add(None, new)
+    assert scheduler.on_trial_result(None, new, {"epoch": 1, "mAP": 0.01}) == "STOP"
 
-    class New:
-        trial_id = "new"
 
-    scheduler.on_trial_add(None, New)
-    assert scheduler.on_trial_result(None, New, {"epoch": 1, "mAP": 0.01}) == "STOP"
+@pytest.mark.parametrize("name", ["asha", "median"])
+def test_a_resumed_trial_is_judged_as_an_undisturbed_one(tmp_path, name):
+    of = space(scheduler={"name": name})
+    search, scheduler = searcher(tmp_path, of, 8, lambda: 4), make_scheduler(of, "mAP", epochs=8)
+    running = SimpleNamespace(get_live_trials=tuple)
+    trials = [known(search.suggest(str(number))["number"]) for number in range(1, 5)]
+    for trial in trials:
+        scheduler.on_trial_add(running, trial)
+    for trial in reversed(trials):  # the last is the first to report; better ones come by
+        for epoch in range(1, 5):
+            value = 0.3 if trial is trials[-1] else 0.4 + 0.1 * epoch
+            result = {"epoch": epoch, "mAP": value}
+            assert scheduler.on_trial_result(running, trial, result) == "CONTINUE"
+            search.on_trial_result(str(trial.config["number"]), result)
+    later, again = make_scheduler(of, "mAP", epochs=8), known(4)
+    later.remind(search._study, "mAP")
+    later.on_trial_add(running, again)
+    result = {"epoch": 5, "mAP": 0.3}
+    assert later.on_trial_result(running, again, result) == "CONTINUE"
+    assert scheduler.on_trial_result(running, trials[-1], result) == "CONTINUE"

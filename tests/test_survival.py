@@ -18,10 +18,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+import torch
 from PIL import Image
 from ray.cluster_utils import Cluster
 
 from dsn_ray import tune
+from dsn_ray.record import read_lines
 from tests.conftest import processes_with, rows_by_key
 
 EPOCHS = 4
@@ -136,6 +138,23 @@ def trials_of(folder):
     return [json.loads(line) for line in lines]
 
 
+def curves_of(folder):
+    """What every training of the search came to, epoch by epoch, by its name."""
+    curves = {}
+    for line in read_lines(folder / "runs" / "s" / "epochs.jsonl"):
+        if line["training"].startswith("trial"):
+            value = line["epoch"], line["loss_total"], line["mAP"]
+            curves.setdefault(line["training"], set()).add(value)
+    return curves
+
+
+def state_of(trial):
+    """The last epoch of a trial's checkpoint, and all that does not depend on the bank's size."""
+    (path,) = trial.glob("*/state.pt")
+    state = torch.load(path, weights_only=True)
+    return state["epoch"], (state["network"], state["optimizer"], state["schedule"])
+
+
 def test_a_sweep_from_start_to_table_while_its_machines_die(
     tmp_path, nodes, drawings, cache, monkeypatch, capfd
 ):
@@ -145,7 +164,15 @@ def test_a_sweep_from_start_to_table_while_its_machines_die(
     monkeypatch.chdir(tmp_path)
     asked = options(tmp_path, drawings, trials=2)
     run = tmp_path / "runs" / "s"
+    trials = tmp_path / "shared" / "s" / "trials"
+    undisturbed = {}
     with running(tmp_path, "tune", *asked) as sweep:
+        sweep.wait_for("Ray dashboard")
+        assert tune.main(["--resume", *asked[-6:]]) == 2
+        assert f"process {sweep.process.pid} of" in capfd.readouterr().err
+        for epoch in (2, 3):
+            sweep.wait_for(f"trial 1/2 epoch {epoch}/")
+            undisturbed.update([state_of(trials / "trial1-seed0")])
         sweep.wait_for("trial 2/2 epoch 1/")
         for waits in ("TrainController", "TrainStateActor", "ImplicitFunc"):
             found = processes_with(nodes.mark, waits)
@@ -158,6 +185,10 @@ def test_a_sweep_from_start_to_table_while_its_machines_die(
         sweep.wait_for("trial 2/2 epoch 3/")
         sweep.process.kill()
         _, said = sweep.end()
+    undisturbed.update([state_of(trials / "trial1-seed0")])
+    epoch, state = state_of(trials / "trial2-seed0")
+    assert epoch >= 3
+    torch.testing.assert_close(state, undisturbed[epoch], rtol=0, atol=0)
     assert "1 pictures did not decode" in said
     assert "Ray dashboard: http://127.0.0.1:" in said
     assert f"Ray's messages go to {run / 'ray.log'}" in said
@@ -176,7 +207,10 @@ def test_a_sweep_from_start_to_table_while_its_machines_die(
     assert [trial["epochs"] for trial in after] == [EPOCHS] * 2
     assert after[1]["value"] == after[0]["value"]
     assert after[1]["parameters"] == {"memory.k": 11}
-    left = sorted(path.name for path in (tmp_path / "shared" / "s" / "trials").iterdir())
+    first, second = curves_of(tmp_path).values()
+    assert first == second
+    assert len(first) == EPOCHS
+    left = sorted(path.name for path in trials.iterdir())
     assert left == ["trial1-seed0"]  # the best; what came to the same is deleted
 
     final = json.loads((run / "final.json").read_text())
@@ -267,6 +301,8 @@ def test_a_sweep_survives_a_hang_a_notice_and_a_full_object_store(
     trials = trials_of(tmp_path)
     assert [trial["epochs"] for trial in trials] == [EPOCHS] * 4
     assert {trial["value"] for trial in trials} == {trials[0]["value"]}
+    first, *others = curves_of(tmp_path).values()
+    assert others == [first] * 3
     assert (tmp_path / "runs" / "s" / "final.json").exists()
 
 
@@ -344,3 +380,5 @@ def test_a_sweep_goes_on_after_its_head_was_killed(tmp_path, drawings, cache, mo
     assert "epoch 1/4 mAP" not in said
     first, second = trials_of(tmp_path)
     assert first["value"] == second["value"]
+    first, second = curves_of(tmp_path).values()
+    assert first == second

@@ -1,38 +1,41 @@
-from types import SimpleNamespace
+import tempfile
 
-from dsn_ray.trials import Retention, folder_of
+from ray.tune.schedulers import FIFOScheduler
 
-
-def end(retention, folder, number, epoch, value):
-    trial = SimpleNamespace(
-        config={"number": number, "seed": 0}, last_result={"epoch": epoch, "mAP": value}
-    )
-    path = folder / folder_of(trial.config)
-    path.mkdir(parents=True)
-    (path / "checkpoint").write_text("x")
-    retention.on_trial_complete(1, [], trial)
-    return sorted(path.name for path in folder.iterdir())
+from dsn_ray.errors import UserError
+from dsn_ray.search import ListSearcher
+from dsn_ray.trials import Retention, folder_of, run_trials
 
 
-def test_the_best_that_came_to_its_end_is_kept(tmp_path):
-    retention = Retention(str(tmp_path), last_epoch=3)
-    assert end(retention, tmp_path, 1, 1, 0.9) == []  # stopped early
-    assert end(retention, tmp_path, 2, 3, float("nan")) == []
-    assert end(retention, tmp_path, 3, 3, 0.5) == ["trial3-seed0"]
-    assert end(retention, tmp_path, 4, 3, 0.4) == ["trial3-seed0"]
-    assert end(retention, tmp_path, 5, 3, 0.6) == ["trial5-seed0"]
+def test_only_what_is_wanted_is_kept_and_what_a_killed_driver_left_goes_too(tmp_path):
+    for number, seed in ((1, 0), (1, 1), (2, 0), (12, 0), (3, 0)):
+        (tmp_path / folder_of({"number": number, "seed": seed}) / "checkpoint").mkdir(parents=True)
+    kept = [1, 3]
+    retention = Retention(str(tmp_path), lambda: kept)
 
+    def left():
+        return sorted(path.name for path in tmp_path.iterdir())
 
-def test_what_a_stopped_trial_writes_afterwards_goes_at_the_end(tmp_path):
-    retention = Retention(str(tmp_path), last_epoch=3)
-    end(retention, tmp_path, 1, 1, 0.9)
-    (tmp_path / "trial1-seed0").mkdir()
+    retention.setup()
+    assert left() == ["trial1-seed0", "trial1-seed1", "trial3-seed0"]
+    kept.remove(1)
+    retention.on_trial_complete(1, [], None)
+    assert left() == ["trial3-seed0"]
+    (tmp_path / "trial1-seed0").mkdir()  # it was still being written
     retention.on_experiment_end([])
-    assert not list(tmp_path.iterdir())
+    assert left() == ["trial3-seed0"]
 
 
-def test_the_best_of_an_earlier_process_goes_when_a_better_one_comes(tmp_path):
-    (tmp_path / "trial1-seed0").mkdir()
-    retention = Retention(str(tmp_path), 3, best=(0.5, "trial1-seed0"))
-    assert end(retention, tmp_path, 2, 3, 0.4) == ["trial1-seed0"]
-    assert end(retention, tmp_path, 3, 3, 0.6) == ["trial3-seed0"]
+def test_before_the_first_trial_there_is_nothing_to_delete(tmp_path):
+    Retention(f"file://{tmp_path}/none", list).setup()
+
+
+def test_a_trial_that_raises_is_tried_once(connected, tmp_path):
+    def trial(proposal):
+        tempfile.mkdtemp(prefix="tried-", dir=tmp_path)
+        raise UserError("this never works")
+
+    searcher = ListSearcher([{"number": 0}], lambda: 1)
+    ended = run_trials(trial, searcher, FIFOScheduler(), [], str(tmp_path / "run"), "tune")
+    assert len(ended.errors) == 1
+    assert len(list(tmp_path.glob("tried-*"))) == 1

@@ -67,7 +67,7 @@ def test_a_network_that_diverged_is_rated_nan():
 
 
 HANGS = """
-import time
+import ctypes, time
 from dsn_ray.worker import Watch
 
 watch = Watch(2)
@@ -75,7 +75,7 @@ for _ in range(4):
     time.sleep(1)
     watch.alive()
 print("still here", flush=True)
-time.sleep(60)
+ctypes.PyDLL(None).sleep(60)  # in C, and no other Python thread can run
 """
 
 

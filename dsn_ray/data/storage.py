@@ -86,6 +86,10 @@ class Folder:
         files = (info.base_name for info in self._entries() if info.type == fs.FileType.File)
         return sorted(name for name in files if not name.startswith("."))
 
+    def folders(self) -> list[str]:
+        """The names of the folders in it, sorted; none where it does not exist."""
+        return sorted(e.base_name for e in self._entries() if e.type == fs.FileType.Directory)
+
     def is_used(self) -> bool:
         """Whether there is anything in it."""
         return bool(self._entries())
