@@ -10,7 +10,6 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
-from dsn_ray.config import OBJECTIVE
 from dsn_ray.data.storage import Folder
 
 
