@@ -1,13 +1,20 @@
 """`retrieve` as a person runs it."""
 
 import json
+import shutil
+from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dsn_ray import retrieve
+from dsn_ray.checkpoint import open_checkpoint
+from dsn_ray.gallery import embed
 from tests.conftest import draw
+from tests.test_gallery import prepared, write_large_drawings
 
 
 @pytest.fixture
@@ -55,6 +62,7 @@ def test_search_with_two_sketches(here, checkpoint, capsys, codes):
         (["sketch/circle/0.png", "--gallery", "nowhere"], "nowhere: there is no such folder"),
         (["sketch/circle/0.png", "--checkpoint", "photo"], "this is not a checkpoint folder"),
         (["sketch/circle/0.png", "--save", "photo"], "--save photo: this is a folder"),
+        (["sketch/circle/0.png"] * 201 + ["--save", "x.png"], "draws 200 sketches at most"),
     ],
 )
 def test_bad_input(here, checkpoint, capsys, arguments, message):
@@ -64,3 +72,42 @@ def test_bad_input(here, checkpoint, capsys, arguments, message):
     said = capsys.readouterr()
     assert message in said.err
     assert said.err.count("\n") == 1
+
+
+def test_scores_are_the_cosines_of_what_training_sees(here, checkpoint):
+    write_large_drawings(here / "raw")
+    sketches = sorted(map(str, (here / "raw" / "sketch").glob("*/*.png")))
+    given = ["--checkpoint", str(checkpoint), "--gallery", "raw/photo", "--json", "found.json"]
+    with patch.object(retrieve, "_BATCH", 3):
+        assert retrieve.main([*given, *sketches]) == 0
+    network = open_checkpoint(checkpoint).network()
+    features = {
+        file: embed(network, [pixels], photos=domain == "photo")[0]
+        for file, domain, pixels in prepared(here / "raw", here / "shards", 32)
+    }
+    for result in json.loads((here / "found.json").read_text())["results"]:
+        assert len(result["photos"]) == 2
+        for photo in result["photos"]:
+            sides = here / result["sketch"], here / "raw" / "photo" / photo["path"]
+            cosine = np.dot(*(features[side] for side in sides))
+            assert photo["score"] == pytest.approx(cosine, abs=1e-4)
+
+
+@pytest.mark.parametrize("what", ["other dimension", "truncated", "no network", "code"])
+def test_a_checkpoint_that_does_not_fit_is_one_line(here, checkpoint, capsys, what):
+    shutil.copytree(checkpoint, here / "broken")
+    state = here / "broken" / "state.pt"
+    if what == "other dimension":
+        about = json.loads((here / "broken" / "about.json").read_text())
+        about["config"]["network"]["dim"] = 32
+        (here / "broken" / "about.json").write_text(json.dumps(about))
+    elif what == "truncated":
+        state.write_bytes(state.read_bytes()[:1000])
+    elif what == "no network":
+        torch.save({"weights": {}}, state)
+    else:
+        torch.save({"network": Path("x")}, state)
+    given = ["--checkpoint", "broken", "--gallery", "photo", "sketch/circle/0.png"]
+    assert retrieve.main(given) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "broken: its state.pt does not hold the network that about.json describes" in line
