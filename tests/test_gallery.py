@@ -10,15 +10,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from dsn_ray import gallery as module
 from dsn_ray.checkpoint import open_checkpoint
-from dsn_ray.data.catalog import open_source
-from dsn_ray.data.pictures import StoredPictures
-from dsn_ray.data.preparing import _PartWriter, parts_of
-from dsn_ray.data.roots import LocalRoot
-from dsn_ray.data.storage import Folder
+from dsn_ray.data.views import decode
 from dsn_ray.errors import DataWarning, UserError
 from dsn_ray.gallery import as_trained, embed
 from tests.conftest import draw
@@ -51,48 +47,19 @@ def photos(tmp_path):
     return root
 
 
-def write_large_drawings(root):
-    """Pictures as large as TU-Berlin's, and as the page's canvas, and a photo that is no square."""
-    for split in ("circle", "square"):
-        for domain, sizes in {"sketch": [(512, 512), (1111, 1111)], "photo": [(700, 500)]}.items():
-            for number, size in enumerate(sizes):
-                picture = Image.new("RGB", size, "white")
-                pen = ImageDraw.Draw(picture)
-                for line in np.random.default_rng(number).integers(0, 500, (30, 4)):
-                    pen.line(line.tolist(), "black" if domain == "sketch" else "purple", 5)
-                file = root / domain / split / f"{number}.{'png' if domain == 'sketch' else 'jpg'}"
-                file.parent.mkdir(parents=True, exist_ok=True)
-                picture.save(file)
-    (root / "unseen.txt").write_text("square\n")
-
-
-def prepared(root, out, px):
-    """Pairs of a file and what training sees of it, out of shards."""
-    source = open_source("folder:large", LocalRoot(root))
-    for part in parts_of(source):
-        folder = Folder.at(out)
-        _PartWriter(source, folder, False)(part.row(source))
-        place = folder / f"split={part.split}" / f"domain={part.domain}"
-        table = StoredPictures(place, part.domain, px, len(part.ids), 1, None).table()
-        for row, number in enumerate(table.ids):
-            record = source.records[number]
-            yield root / record.path, record.domain, table.pixels(row)
-
-
 @pytest.mark.parametrize("px", [32, 112, 224])
-def test_pictures_are_seen_as_training_sees_those_of_shards(tmp_path, px):
-    write_large_drawings(tmp_path / "raw")
-    pairs = list(prepared(tmp_path / "raw", tmp_path / "shards", px))
-    assert len(pairs) == 6
-    for file, domain, pixels in pairs:
-        np.testing.assert_array_equal(as_trained(file.read_bytes(), domain, px), pixels)
+def test_pictures_are_seen_as_training_sees_those_of_shards(prepared, px):
+    assert len(prepared) == 6
+    for (file, domain), stored in prepared.items():
+        seen = as_trained(file.read_bytes(), domain, px)
+        np.testing.assert_array_equal(seen, decode(stored, px))
 
 
-def test_features_are_those_of_what_training_sees(open_gallery, network, tmp_path):
-    write_large_drawings(tmp_path / "raw")
-    gallery = open_gallery(tmp_path / "raw" / "photo", tmp_path / "cache")
-    seen = {file: pixels for file, _, pixels in prepared(tmp_path / "raw", tmp_path / "out", 32)}
-    expected = embed(network, [seen[gallery.root / path] for path in gallery.paths], photos=True)
+def test_features_are_those_of_what_training_sees(open_gallery, network, prepared, tmp_path):
+    root = next(file.parents[1] for file, domain in prepared if domain == "photo")
+    gallery = open_gallery(root, tmp_path / "cache")
+    seen = [decode(prepared[root / path, "photo"], 32) for path in gallery.paths]
+    expected = embed(network, seen, photos=True)
     np.testing.assert_allclose(gallery.index.features, expected, atol=1e-5)
 
 

@@ -12,9 +12,9 @@ from PIL import Image
 
 from dsn_ray import retrieve
 from dsn_ray.checkpoint import open_checkpoint
+from dsn_ray.data.views import decode
 from dsn_ray.gallery import embed
 from tests.conftest import draw
-from tests.test_gallery import prepared, write_large_drawings
 
 
 @pytest.fixture
@@ -74,22 +74,21 @@ def test_bad_input(here, checkpoint, capsys, arguments, message):
     assert said.err.count("\n") == 1
 
 
-def test_scores_are_the_cosines_of_what_training_sees(here, checkpoint):
-    write_large_drawings(here / "raw")
-    sketches = sorted(map(str, (here / "raw" / "sketch").glob("*/*.png")))
-    given = ["--checkpoint", str(checkpoint), "--gallery", "raw/photo", "--json", "found.json"]
-    with patch.object(retrieve, "_BATCH", 3):
-        assert retrieve.main([*given, *sketches]) == 0
+def test_scores_are_the_cosines_of_what_training_sees(here, checkpoint, prepared):
     network = open_checkpoint(checkpoint).network()
     features = {
-        file: embed(network, [pixels], photos=domain == "photo")[0]
-        for file, domain, pixels in prepared(here / "raw", here / "shards", 32)
+        file: embed(network, [decode(stored, 32)], photos=domain == "photo")[0]
+        for (file, domain), stored in prepared.items()
     }
+    sketches = [file for file, domain in prepared if domain == "sketch"]
+    photos = next(file.parents[1] for file, domain in prepared if domain == "photo")
+    given = ["--checkpoint", str(checkpoint), "--gallery", str(photos), "--json", "found.json"]
+    with patch.object(retrieve, "_BATCH", 3):
+        assert retrieve.main([*given, *map(str, sketches)]) == 0
     for result in json.loads((here / "found.json").read_text())["results"]:
         assert len(result["photos"]) == 2
         for photo in result["photos"]:
-            sides = here / result["sketch"], here / "raw" / "photo" / photo["path"]
-            cosine = np.dot(*(features[side] for side in sides))
+            cosine = features[Path(result["sketch"])] @ features[photos / photo["path"]]
             assert photo["score"] == pytest.approx(cosine, abs=1e-4)
 
 

@@ -12,11 +12,11 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from dsn_ray import web
+from dsn_ray.data.views import decode
 from dsn_ray.gallery import Gallery
 from dsn_ray.retrieval.index import BinaryCodes, Index
 from dsn_ray.retrieval.ranking import words
 from dsn_ray.web import LARGEST_SKETCH, make_app
-from tests.test_gallery import prepared, write_large_drawings
 
 NAMES = ("red/a.png", "green/<b>&.png", "blue/c.png")
 
@@ -57,7 +57,7 @@ def test_what_is_drawn_is_found_with_class_and_score(client):
     assert first["score"] > 0.9 > second["score"]
 
 
-def test_the_network_sees_what_training_sees(gallery, tmp_path):
+def test_the_network_sees_what_training_sees(gallery, prepared):
     seen = []
 
     async def keep(sketch):
@@ -65,11 +65,10 @@ def test_the_network_sees_what_training_sees(gallery, tmp_path):
         return await mean_colour(sketch)
 
     client = TestClient(make_app(gallery, 32, keep))
-    write_large_drawings(tmp_path / "raw")
-    for file, domain, pixels in prepared(tmp_path / "raw", tmp_path / "shards", 32):
+    for (file, domain), stored in prepared.items():
         if domain == "sketch":
             assert client.post("/search", content=file.read_bytes()).status_code == 200
-            np.testing.assert_array_equal(seen.pop(), pixels)
+            np.testing.assert_array_equal(seen.pop(), decode(stored, 32))
 
 
 def test_binary_codes_are_compared_by_the_bits_that_differ(client):
