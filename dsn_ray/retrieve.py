@@ -58,7 +58,7 @@ def _grid(gallery: "Gallery", results: list[dict[str, Any]]) -> "Image.Image":
                 *(
                     tile(
                         gallery.root / photo["path"],
-                        f"{photo['class'][:17]}\n{photo['score']:.3g}",
+                        f"{photo['class']}\n{photo['score']:.3g}",
                     )
                     for photo in result["photos"]
                 ),
