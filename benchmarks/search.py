@@ -6,34 +6,32 @@ Example:
 
 import statistics
 import time
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dsn_ray.gallery import Codes, Gallery
+from dsn_ray.retrieval.index import BinaryCodes, Codes, Index, at_length_one
+from dsn_ray.retrieval.ranking import words
 
 DIM = 64
 SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 REPEATS = 9
 
 
-def gallery_of(size: int, random: np.random.Generator) -> Gallery:
+def index_of(size: int, random: np.random.Generator) -> Index:
     """Random features at length 1; their signs are the codes."""
-    features = random.standard_normal((size, DIM), np.float32)
-    features /= np.linalg.norm(features, axis=1, keepdims=True)
-    codes = np.packbits(features > 0, axis=1)
-    paths = ("photo.png",) * size
-    return Gallery(Path(), paths, features, np.zeros(DIM), np.eye(DIM), codes, (), 0)
+    features = at_length_one(random.standard_normal((size, DIM), np.float32))
+    codes = BinaryCodes(np.zeros(DIM), np.eye(DIM), words(features > 0))
+    return Index(features, lambda features: codes)
 
 
-def seconds(gallery: Gallery, queries: np.ndarray, codes: Codes) -> float:
+def seconds(index: Index, queries: np.ndarray, codes: Codes) -> float:
     """Median of several searches for ten photos each."""
     took = []
     for _ in range(REPEATS):
         started = time.perf_counter()
-        gallery.search(queries, 10, codes)
+        index.search(queries, 10, codes)
         took.append(time.perf_counter() - started)
     return statistics.median(took)
 
@@ -43,10 +41,10 @@ def main() -> None:
     random = np.random.default_rng(0)
     table = Table("photos", "codes", "one sketch", "each of 20 at once")
     for size in SIZES:
-        gallery = gallery_of(size, random)
+        index = index_of(size, random)
         queries = random.standard_normal((20, DIM), np.float32)
         for codes in ("real", "binary"):
-            one, twenty = (seconds(gallery, queries[:n], codes) for n in (1, 20))
+            one, twenty = (seconds(index, queries[:n], codes) for n in (1, 20))
             table.add_row(f"{size:,}", codes, f"{one * 1e3:.2f} ms", f"{twenty / 20 * 1e3:.2f} ms")
     Console().print(table)
 

@@ -47,7 +47,8 @@ def serve(checkpoint: Path, photos: Path) -> uvicorn.Server:
     async def feature(sketch: NDArray[np.uint8]) -> NDArray[np.float32]:
         return embed(network, [sketch], photos=False)[0]
 
-    app = make_app(open_gallery(opened, photos, cache_folder()), opened.config.data.px, feature)
+    gallery = open_gallery(opened, network, photos, cache_folder())
+    app = make_app(gallery, opened.config.data.px, feature)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
     threading.Thread(target=server.run, daemon=True).start()
     while not server.started:

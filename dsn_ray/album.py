@@ -2,12 +2,17 @@
 
 import base64
 import csv
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dsn_ray.charts import Draw, render
+from PIL import Image
+
+from dsn_ray.charts import WIDTH, Draw, render
+
+_READABLE = 0.85  # of its own size
 
 
 @dataclass(frozen=True)
@@ -19,14 +24,16 @@ class Picture:
         light: as a data URL, for light pages.
         dark: likewise, for dark pages.
         file: its name in the run's `report` folder, without suffix.
-        wide: whether it wants the page's whole width.
+        width: pixels below which it cannot be read.
+        numbers: what it shows as CSV, a data URL; none for pictures that older runs kept.
     """
 
     title: str
     light: str
     dark: str
     file: str
-    wide: bool = False
+    width: int
+    numbers: str | None
 
 
 @dataclass
@@ -62,12 +69,15 @@ class Section:
 
 
 class Album:
-    """The pictures of a report, each also a PNG with its numbers as CSV."""
+    """The pictures of a report, each also a PNG with its numbers as CSV.
 
-    def __init__(self, folder: Path) -> None:
-        """Makes the folder of the pictures."""
-        self._folder = folder
-        folder.mkdir(exist_ok=True)
+    Attributes:
+        files: contents by name.
+    """
+
+    def __init__(self) -> None:
+        """An empty one."""
+        self.files: dict[str, bytes] = {}
 
     def plot(
         self,
@@ -89,17 +99,36 @@ class Album:
             size: `width` and `height` in inches.
         """
         drawn = render(draw, **size)
-        (self._folder / f"{file}.png").write_bytes(drawn.png)
-        with (self._folder / f"{file}.csv").open("w", newline="", encoding="utf-8") as numbers:
-            csv.writer(numbers).writerows([header, *rows])
-        light, dark = (_url("svg+xml", text.encode()) for text in (drawn.light, drawn.dark))
-        return Picture(title, light, dark, file)
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([header, *rows])
+        numbers = text.getvalue().encode()
+        self.files |= {f"{file}.png": drawn.png, f"{file}.csv": numbers}
+        light, dark = (_url("image/svg+xml", svg.encode()) for svg in (drawn.light, drawn.dark))
+        width = round(_READABLE * 96 * size.get("width", WIDTH))
+        return Picture(title, light, dark, file, width, _url("text/csv", numbers))
 
-    def photos(self, file: str, title: str, png: bytes) -> Picture:
-        """Takes a picture of photos as it is."""
-        (self._folder / f"{file}.png").write_bytes(png)
-        return Picture(title, _url("png", png), _url("png", png), file, wide=True)
+    def photos(self, file: str, title: str, png: bytes, numbers: bytes | None) -> Picture:
+        """Takes a picture of photos, and the CSV of what it shows, as they are."""
+        self.files[f"{file}.png"] = png
+        if numbers is not None:
+            self.files[f"{file}.csv"] = numbers
+        with Image.open(io.BytesIO(png)) as picture:
+            width = round(_READABLE * picture.width)
+        shown = _url("image/png", png)
+        return Picture(
+            *(title, shown, shown, file, width),
+            None if numbers is None else _url("text/csv", numbers),
+        )
+
+    def write(self, folder: Path) -> None:
+        """Writes the files into a folder; those of an earlier report go."""
+        folder.mkdir(exist_ok=True)
+        for old in (*folder.glob("*.png"), *folder.glob("*.csv")):
+            if old.name not in self.files:
+                old.unlink()
+        for name, contents in self.files.items():
+            (folder / name).write_bytes(contents)
 
 
 def _url(kind: str, contents: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(contents).decode()}"
+    return f"data:{kind};base64,{base64.b64encode(contents).decode()}"

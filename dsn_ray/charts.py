@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,9 +15,12 @@ from numpy.typing import NDArray
 
 Draw = Callable[[Figure], None]
 
+WIDTH = 7.0
+"""Of a plot, in inches, where nothing else is said."""
+
 _LIGHT, _DARK = "#222222", "#dddddd"
 _COLOURS = ("#3b7dd8", "#e08214", "#2a9d6f", "#b5489a", "#7f6fd0", "#8a8a3c", "#c0504d", "#4aa3b5")
-_QUIET = "#999999"
+_QUIET = "#858585"
 _LETTERS = 50  # that fit side by side below a heat map
 _LABELLED = 16  # cells a side up to which a heat map writes its numbers
 
@@ -33,7 +36,7 @@ class Plot(NamedTuple):
     """for light pages"""
 
 
-def render(draw: Draw, width: float = 7.0, height: float = 4.0) -> Plot:
+def render(draw: Draw, width: float = WIDTH, height: float = 4.0) -> Plot:
     """Draws a plot.
 
     Args:
@@ -60,6 +63,7 @@ def _style(ink: str) -> Any:
         "axes.facecolor": "none",
         "figure.facecolor": "none",
         "legend.frameon": False,
+        "text.parse_math": False,  # names are no formulas
         "font.size": 10,
         "svg.fonttype": "none",  # letters stay letters
         "svg.hashsalt": "dsn_ray",
@@ -88,25 +92,26 @@ class Curve(NamedTuple):
     """whether it was stopped before its end"""
 
 
-def curves(lines: Sequence[Curve], x: str, y: str, best: str | None = None) -> Draw:
+def curves(lines: Sequence[Curve], x: str, y: str, best: Collection[str] = ()) -> Draw:
     """Lines over epochs or recall; those cut short end in a cross.
 
     Args:
         lines: at least one; beyond eight only the best and those cut short are told apart.
         x: what runs along.
         y: what runs up.
-        best: name of the line to draw boldly.
+        best: names of the lines to draw boldly.
     """
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         crowded = len(lines) > len(_COLOURS)
-        others = iter(_COLOURS[best is not None :])
+        others = iter(_COLOURS[bool(best) :])
+        named = set()
         for line in lines:
-            bold = line.name == best
+            bold = line.name in best
             quiet = line.cut or crowded
             colour = _COLOURS[0] if bold else _QUIET if quiet else next(others, _QUIET)
-            label = line.name if bold or not (crowded or line.cut) else None
+            label = line.name if bold or not quiet else "stopped early" if line.cut else "others"
             axes.plot(
                 *(line.x, line.y),
                 color=colour,
@@ -115,38 +120,55 @@ def curves(lines: Sequence[Curve], x: str, y: str, best: str | None = None) -> D
                 markersize=4,
                 linestyle="--" if line.cut else "-",
                 zorder=3 if bold else 2,
-                label=label,
+                label=None if label in named else _in_legend(label),
             )
+            named.add(label)
             if line.cut:
                 axes.plot(line.x[-1], line.y[-1], "x", color=_QUIET)
-        if any(line.cut for line in lines):
-            axes.plot([], [], "x--", color=_QUIET, label="stopped early")
         axes.set(xlabel=x, ylabel=y)
         if x == "recall":
             axes.set(xlim=(0, 1), ylim=(0, 1))
         if x == "epoch":
             axes.set_xlim(0.5, max(max(line.x) for line in lines) + 0.5)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8, ncols=1 + (len(lines) > 6))
+        axes.legend(fontsize=8, ncols=1 + (len(named) > 6))
 
     return draw
 
 
-def history(values: Sequence[tuple[int, float, str]]) -> Draw:
+def _in_legend(name: str) -> str:
+    """A name that a legend shows: it leaves out those that begin with an underscore."""
+    return f" {name}" if name.startswith("_") else name
+
+
+class Tried(NamedTuple):
+    """A trial of a search."""
+
+    number: int
+    value: float
+    """mean over its seeds"""
+    state: str
+    seeds: Sequence[float]
+    """the value of each"""
+
+
+def history(trials: Sequence[Tried]) -> Draw:
     """Each trial's value, and the best until then.
 
     Args:
-        values: number, value and state of the trials, by number.
+        trials: by number.
     """
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         for state, marker in {"finished": "o", "stopped early": "x"}.items():
-            mine = [(number, value) for number, value, its in values if its == state]
+            mine = [(trial.number, trial.value) for trial in trials if trial.state == state]
             if mine:
                 axes.scatter(*zip(*mine, strict=True), marker=marker, label=state, zorder=3)
-        ended = [(number, value) for number, value, state in values if state == "finished"]
+        seeds = [(t.number, value) for t in trials if len(t.seeds) > 1 for value in t.seeds]
+        if seeds:
+            axes.scatter(*zip(*seeds, strict=True), s=9, color=_QUIET, label="single seeds")
+        ended = [(trial.number, trial.value) for trial in trials if trial.state == "finished"]
         if ended:
             best = np.maximum.accumulate([value for _, value in ended])
             axes.step([number for number, _ in ended], best, where="post", label="best so far")
@@ -209,10 +231,10 @@ def _write_numbers(axes: Axes, cells: NDArray[np.float64]) -> None:
 
 
 def scatter(points: Sequence[tuple[float, float, float]], labels: Sequence[str]) -> Draw:
-    """Points in colours on logarithmic axes.
+    """Points in colours on logarithmic axes, which are linear near 0 where there is one.
 
     Args:
-        points: x, y and value of each; x and y above 0.
+        points: x, y and value of each; x and y at least 0.
         labels: of x, y and the colours.
     """
 
@@ -220,7 +242,12 @@ def scatter(points: Sequence[tuple[float, float, float]], labels: Sequence[str])
         axes = figure.subplots()
         x, y, value = zip(*points, strict=True)
         shown = axes.scatter(x, y, c=value, cmap="viridis", s=60, edgecolors=_QUIET)
-        axes.set(xscale="log", yscale="log", xlabel=labels[0], ylabel=labels[1])
+        for values, scale in ((x, axes.set_xscale), (y, axes.set_yscale)):
+            if min(values) > 0:
+                scale("log")
+            else:
+                scale("symlog", linthresh=min((v for v in values if v > 0), default=1.0))
+        axes.set(xlabel=labels[0], ylabel=labels[1])
         figure.colorbar(shown, label=labels[2])
 
     return draw

@@ -34,12 +34,27 @@ class Checkpoint:
     classes: tuple[str, ...]
 
     def network_state(self) -> "dict[str, torch.Tensor]":
-        """The network's parameters and buffers."""
+        """The network's parameters and buffers.
+
+        Raises:
+            UserError: If `state.pt` is broken, or holds anything but numbers.
+        """
+        import pickle
+
         import torch
 
-        state = torch.load(self.directory / "state.pt", map_location="cpu", weights_only=True)
-        network: dict[str, torch.Tensor] = state["network"]
-        return network
+        try:
+            state = torch.load(self.directory / "state.pt", map_location="cpu", weights_only=True)
+            network: dict[str, torch.Tensor] = state["network"]
+            return network
+        except (RuntimeError, OSError, EOFError, KeyError, TypeError, pickle.UnpicklingError):
+            raise self._broken() from None
+
+    def _broken(self) -> UserError:
+        return UserError(
+            f"--checkpoint {self.directory}: its state.pt does not hold the network that "
+            "about.json describes."
+        )
 
     def digest(self) -> str:
         """SHA-256 of its parameters, in hexadecimal."""
@@ -47,8 +62,15 @@ class Checkpoint:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def network(self) -> "DsnNetwork":
-        """The network, ready to embed."""
-        return network_of(self.config, len(self.classes), self.network_state())
+        """The network, ready to embed.
+
+        Raises:
+            UserError: If `state.pt` does not hold the network that `about.json` describes.
+        """
+        try:
+            return network_of(self.config, len(self.classes), self.network_state())
+        except (RuntimeError, AttributeError, TypeError):
+            raise self._broken() from None
 
 
 def network_of(config: Config, num_classes: int, state: "dict[str, torch.Tensor]") -> "DsnNetwork":

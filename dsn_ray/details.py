@@ -6,8 +6,8 @@ They are of real-valued codes, plain AP, and a gallery with each photo once.
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -22,16 +22,16 @@ from dsn_ray.retrieval.ranking import rate_cosines
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from dsn_ray.data.pictures import PictureTable
-
 ABOUT, PER_CLASS, RECALL, SIMILARITY = (
     "about.json",
     "per_class.csv",
     "precision_recall.csv",
     "similarity.csv",
 )
-CHOSEN, WORST = "retrievals.png", "worst.png"
+CHOSEN, WORST = "retrievals", "worst"
+"""Pictures, `.png`, and what they show, `.csv`."""
 _SHOWN, _NEAREST = 10, 10  # rows and photos of a picture, as in the paper's Figure 5
+_FOUND = "sketch", "class", "AP", "rank", "photo", "its class", "cosine", "right"
 
 
 def chosen_queries(queries: Embedded) -> "NDArray[np.intp]":
@@ -41,30 +41,53 @@ def chosen_queries(queries: Embedded) -> "NDArray[np.intp]":
     return np.asarray(firsts[np.arange(count) * len(firsts) // count])
 
 
-def draw(queries: Embedded, gallery: Embedded, shown: Iterable[int]) -> Image.Image:
-    """Some queries and the ten photos nearest to each, wrong ones framed red (Figure 5)."""
-    sketches, photos = queries.pictures.table(), gallery.pictures.table()
-    unit = unit_rows(gallery.values.astype(np.float64))
+class Found(NamedTuple):
+    """What a query found; rows are places in the queries and in the gallery."""
 
-    def tile(table: "PictureTable", side: Embedded, row: int, frame: str | None = None) -> Tile:
-        place = int(np.flatnonzero(table.ids == side.ids[row])[0])
-        pixels = table.pixels(place).transpose(1, 2, 0)
-        return Tile(Image.fromarray(np.ascontiguousarray(pixels)), "", frame)
+    query: int
+    photos: "NDArray[np.intp]"
+    cosines: "NDArray[np.float64]"
 
-    rows = []
+
+def nearest(queries: Embedded, gallery: Embedded, shown: Iterable[int]) -> list[Found]:
+    """The ten photos nearest to each of some queries."""
+    asked, there = (unit_rows(side.values.astype(np.float64)) for side in (queries, gallery))
+    found = []
     for query in shown:
-        nearest = np.argsort(-(unit @ queries.values[query]), kind="stable")[:_NEAREST]
-        right = gallery.labels[nearest] == queries.labels[query]
-        rows.append(
+        cosines = there @ asked[query]
+        photos = np.argsort(-cosines, kind="stable")[:_NEAREST]
+        found.append(Found(query, photos, cosines[photos]))
+    return found
+
+
+def draw(
+    queries: Embedded, gallery: Embedded, found: Iterable[Found], classes: Sequence[str]
+) -> Image.Image:
+    """Queries and the photos they found, with their classes, wrong ones framed red (Figure 5)."""
+    tables = {id(side): side.pictures.table() for side in (queries, gallery)}
+
+    def tile(side: Embedded, row: int, frame: str | None = None) -> Tile:
+        table = tables[id(side)]
+        place = int(np.flatnonzero(table.ids == side.ids[row])[0])
+        pixels = np.ascontiguousarray(table.pixels(place).transpose(1, 2, 0))
+        return Tile(Image.fromarray(pixels), classes[side.labels[row]], frame)
+
+    return grid(
+        [
             [
-                tile(sketches, queries, query),
+                tile(queries, query),
                 *(
-                    tile(photos, gallery, row, None if good else "red")
-                    for row, good in zip(nearest, right, strict=True)
+                    tile(
+                        gallery,
+                        row,
+                        None if gallery.labels[row] == queries.labels[query] else "red",
+                    )
+                    for row in photos
                 ),
             ]
-        )
-    return grid(rows)
+            for query, photos, _ in found
+        ]
+    )
 
 
 def write_details(
@@ -104,9 +127,28 @@ def write_details(
     similar = class_similarity(*sides, len(classes))
     named = ([name, *row] for name, row in zip(classes, similar, strict=True))
     folder.write(SIMILARITY, _table(["sketches of", *classes], named))
-    folder.write(CHOSEN, _png(draw(asked, gallery, chosen_queries(asked))))
-    folder.write(WORST, _png(draw(asked, gallery, _worst(average, asked.labels))))
+    shown = {CHOSEN: chosen_queries(asked), WORST: _worst(average, asked.labels)}
+    for name, chosen in shown.items():
+        found = nearest(asked, gallery, chosen)
+        folder.write(f"{name}.png", _png(draw(asked, gallery, found, classes)))
+        folder.write(f"{name}.csv", _table(_FOUND, _found(asked, gallery, found, average, classes)))
     folder.write(ABOUT, json.dumps(about).encode())
+
+
+def _found(
+    queries: Embedded,
+    gallery: Embedded,
+    found: Iterable[Found],
+    average: "NDArray[np.float64]",
+    classes: Sequence[str],
+) -> Iterator[tuple[Any, ...]]:
+    """A line for each photo of a picture, as `_FOUND` names its columns."""
+    for query, photos, cosines in found:
+        asked = queries.ids[query], classes[queries.labels[query]], average[query]
+        for rank, (photo, cosine) in enumerate(zip(photos, cosines, strict=True), start=1):
+            right = gallery.labels[photo] == queries.labels[query]
+            name = classes[gallery.labels[photo]]
+            yield *asked, rank, gallery.ids[photo], name, cosine, "yes" if right else "no"
 
 
 def _worst(average: "NDArray[np.float64]", labels: "NDArray[np.int64]") -> "NDArray[np.intp]":

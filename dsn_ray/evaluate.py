@@ -8,6 +8,7 @@ Examples:
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,7 +99,7 @@ def _evaluate(
         console.print(str(shards), soft_wrap=True)
         training = load_pictures(shards, "seen", "photo", px) if itq.fit == "training" else None
         unseen = load_unseen(shards, px)
-        look = partial(_draw, figure) if figure else None
+        look = partial(_draw, figure, unseen.classes) if figure else None
         rows = evaluate_checkpoint(opened, unseen, resources, itq, training, look)
     if figure:
         console.print(str(figure), soft_wrap=True)
@@ -106,10 +107,11 @@ def _evaluate(
     return once if dedupe and once else [row for row in rows if row not in once]
 
 
-def _draw(figure: Path, queries: Embedded, gallery: Embedded) -> None:
-    from dsn_ray.details import chosen_queries, draw
+def _draw(figure: Path, classes: Sequence[str], queries: Embedded, gallery: Embedded) -> None:
+    from dsn_ray.details import chosen_queries, draw, nearest
 
-    draw(queries, gallery, chosen_queries(queries)).save(figure, "PNG", optimize=True)
+    found = nearest(queries, gallery, chosen_queries(queries))
+    draw(queries, gallery, found, classes).save(figure, "PNG", optimize=True)
 
 
 def rate_features_file(path: Path, itq: Itq = PROTOCOLS_OWN) -> list[Row]:

@@ -37,5 +37,14 @@ def grid(rows: Sequence[Sequence[Tile]]) -> Image.Image:
             if tile.frame:
                 picture = ImageOps.expand(picture, _FRAME, tile.frame)
             sheet.paste(picture, (left, top))
-            draw.text((left, top + TILE + 1), tile.caption, fill="black")
+            lines = (_cut(line, draw) for line in tile.caption.splitlines())
+            draw.text((left, top + TILE + 1), "\n".join(lines), fill="black")
     return sheet
+
+
+def _cut(line: str, draw: ImageDraw.ImageDraw) -> str:
+    """A line that is no wider than a tile."""
+    if draw.textlength(line) <= TILE:
+        return line
+    kept = next(n for n in range(len(line), -1, -1) if draw.textlength(line[:n] + "...") <= TILE)
+    return line[:kept] + "..."

@@ -173,9 +173,13 @@ class SearchProgress(TrialsView):
                 line |= {"parameters": trial.config["settings"], **trial.config}
                 rows[_key(line)] = line
         rated = [row for row in rows.values() if row["value"] is not None]
+        rated = [row for row in rated if row["state"] in ("running", "finished", "stopped early")]
         best = max(rated, key=lambda row: (row["epochs"], row["value"]), default=None)
+        latest = sorted(rows, reverse=True)
+        latest.sort(key=lambda key: rows[key]["state"] != "running")
+        latest.sort(key=lambda key: rows[key] is not best)
         table = Table("trial", "settings", "epoch", "mAP", "", box=None, header_style="bold")
-        for key in sorted(rows)[-_ROWS_SHOWN:]:
+        for key in sorted(latest[:_ROWS_SHOWN]):
             row = rows[key]
             table.add_row(
                 str(row["number"]),

@@ -6,13 +6,19 @@ Examples:
 
 import argparse
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
 from dsn_ray import cli
 from dsn_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from dsn_ray.album import Album, Section
+    from dsn_ray.record import RunRecord
 
 NAME = "report.html"
 _TEMPLATE = Path(__file__).parent / "page" / "report.html"
@@ -32,7 +38,7 @@ def write_report(folder: Path) -> Path:
         The file.
 
     Raises:
-        UserError: If it is no run's folder.
+        UserError: If it is no run's folder, or cannot be written to.
         MissingExtraError: If the extra `report` is not installed.
     """
     for package in ("jinja2", "matplotlib"):
@@ -44,22 +50,42 @@ def write_report(folder: Path) -> Path:
 
     from dsn_ray.album import Album
     from dsn_ray.record import read_run
-    from dsn_ray.sections import SECTIONS
 
     run = read_run(folder)
-    album = Album(folder / "report")
-    sections = [section for make in SECTIONS for section in make(run, album)]
+    if not isinstance(run.config, dict) or not {"data", "config"} <= run.config.keys():
+        raise UserError(f"{folder}: its config.yaml is not that of a run.")
+    album, broken = Album(), []
+    sections = list(_sections(run, album, broken))
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     page = template.render(
         name=folder.resolve().name,
-        partial=not run.finished,
-        sections=[one for one in sections if one.tables or one.pictures],
+        partial="space" in run.config and not run.finished,  # a single training has no final job
+        broken=broken,
+        sections=sections,
         config=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
     )
     unfinished = folder / f".{NAME}"
-    unfinished.write_text(page, encoding="utf-8")
-    return unfinished.replace(folder / NAME)
+    try:
+        album.write(folder / "report")
+        unfinished.write_text(page, encoding="utf-8")
+        return unfinished.replace(folder / NAME)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or folder} cannot be written: {error.strerror}."
+        ) from None
+
+
+def _sections(run: "RunRecord", album: "Album", broken: list[str]) -> Iterator["Section"]:
+    """The sections that have something to show; what cannot be drawn is said in `broken`."""
+    from dsn_ray.sections import SECTIONS
+
+    for title, make in SECTIONS.items():
+        try:
+            yield from (one for one in make(run, album) if one.tables or one.pictures)
+        except Exception as error:  # one damaged file takes no other section away
+            reason = str(error).partition("\n")[0]
+            broken.append(f"{title}: not shown ({type(error).__name__}: {reason})")
 
 
 def _arguments() -> argparse.ArgumentParser:

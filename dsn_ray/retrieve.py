@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from dsn_ray.gallery import Gallery
 
+_BATCH = 64  # sketches embedded at a time
+_MOST_DRAWN = 200  # sketches of a picture
+
 
 def read_sketch(path: Path, px: int) -> "NDArray[np.uint8]":
     """A sketch as training sees it: uint8 `[3, px, px]`.
@@ -30,14 +33,13 @@ def read_sketch(path: Path, px: int) -> "NDArray[np.uint8]":
     Raises:
         UserError: If it cannot be read or is no picture.
     """
-    from dsn_ray.data.decoding import UndecodablePicture
-    from dsn_ray.data.views import decode
+    from dsn_ray.gallery import as_trained
 
     try:
-        return decode(path.read_bytes(), px)
+        return as_trained(path.read_bytes(), "sketch", px)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
-    except UndecodablePicture as error:
+    except ValueError as error:
         raise UserError(f"{path} is no sketch that can be used: {error}.") from None
 
 
@@ -56,7 +58,7 @@ def _grid(gallery: "Gallery", results: list[dict[str, Any]]) -> "Image.Image":
                 *(
                     tile(
                         gallery.root / photo["path"],
-                        f"{photo['class'][:17]}\n{photo['score']:.3g}",
+                        f"{photo['class']}\n{photo['score']:.3g}",
                     )
                     for photo in result["photos"]
                 ),
@@ -86,21 +88,31 @@ def main(arguments: list[str] | None) -> None:
     parsed = _arguments().parse_args(arguments)
     if parsed.top < 1:
         raise UserError(f"--top {parsed.top}: at least 1 is needed.")
+    if parsed.save and len(parsed.sketches) > _MOST_DRAWN:
+        raise UserError(
+            f"--save {parsed.save}: it draws {_MOST_DRAWN} sketches at most; there are "
+            f"{len(parsed.sketches)}."
+        )
     cli.check_file(parsed.json, "--json")
     cli.check_file(parsed.save, "--save")
     opened = open_checkpoint(parsed.checkpoint)
+
+    import numpy as np
 
     from dsn_ray.data.storage import cache_folder
     from dsn_ray.gallery import embed, open_gallery
     from dsn_ray.runtime import people_console
 
-    console = people_console()
-    pictures = [read_sketch(path, opened.config.data.px) for path in parsed.sketches]
+    console, network = people_console(), opened.network()
+    features = []
+    for start in range(0, len(parsed.sketches), _BATCH):
+        some = parsed.sketches[start : start + _BATCH]
+        pictures = [read_sketch(path, opened.config.data.px) for path in some]
+        features.append(embed(network, pictures, photos=False))
     with cli.progress_bar(console, "looking at new photos") as progress:
-        gallery = open_gallery(opened, parsed.gallery, cache_folder(), progress)
+        gallery = open_gallery(opened, network, parsed.gallery, cache_folder(), progress)
     console.print(_about(gallery), soft_wrap=True)
-    queries = embed(opened.network(), pictures, photos=False)
-    rows, scores = gallery.search(queries, parsed.top, parsed.codes)
+    rows, scores = gallery.index.search(np.concatenate(features), parsed.top, parsed.codes)
 
     results: list[dict[str, Any]] = [
         {
@@ -126,7 +138,7 @@ def _about(gallery: "Gallery") -> str:
     text = f"{gallery.root}: {len(gallery.paths)} photos, {gallery.embedded} of them new"
     if gallery.rejected:
         path, reason = gallery.rejected[0]
-        text += f"; {len(gallery.rejected)} files are no pictures, as {path} ({reason})"
+        text += f"; {len(gallery.rejected)} files are left out, as {path} ({reason})"
     return text
 
 

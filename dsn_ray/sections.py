@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import optuna
 
 from dsn_ray import details
 from dsn_ray.album import Album, Picture, Section, Table
-from dsn_ray.charts import Curve, bars, curves, heat_map, history, scatter
+from dsn_ray.charts import Curve, Tried, bars, curves, heat_map, history, scatter
 from dsn_ray.record import RunRecord
 from dsn_ray.search import STUDY, open_journal
 from dsn_ray.space import describe
@@ -89,13 +90,12 @@ def _search(run: RunRecord, album: Album) -> Iterator[Section]:
             ],
         )
     )
-    values = [(t["number"], t["value"], t["state"]) for t in run.trials if t["value"] is not None]
-    if len(values) > 1:
-        header = ["trial", "value", "state"]
-        draw = history(values)
-        section.pictures.append(
-            album.plot("history", "Each trial, and the best so far", draw, header, values)
-        )
+    tried = _tried(run)
+    if len(tried) > 1:
+        header = ["trial", "seed", "value", "state"]
+        rows = [[t["number"], t["seed"], t["value"], t["state"]] for t in run.trials]
+        title = "Each trial, and the best so far" + ", means over seeds" * several
+        section.pictures.append(album.plot("history", title, history(tried), header, rows))
     if important := _importance(run):
         title = "How much each setting mattered (PED-ANOVA)"
         size = {"height": 0.8 + 0.4 * len(important)}
@@ -107,18 +107,36 @@ def _search(run: RunRecord, album: Album) -> Iterator[Section]:
     yield section
 
 
+def _tried(run: RunRecord) -> list[Tried]:
+    """The trials that have a value, by number; one that lacks a seed has not finished."""
+    lines: dict[int, list[dict[str, Any]]] = {}
+    for trial in run.trials:
+        lines.setdefault(trial["number"], []).append(trial)
+    seeds = max(map(len, lines.values()), default=0)
+    tried = []
+    for number, mine in sorted(lines.items()):
+        values = [trial["value"] for trial in mine if trial["value"] is not None]
+        states = [trial["state"] for trial in mine]
+        state = next((state for state in states if state != "finished"), "finished")
+        if len(mine) < seeds and state == "finished":
+            state = "unfinished"
+        if values:
+            tried.append(Tried(number, float(np.mean(values)), state, values))
+    return tried
+
+
 def _importance(run: RunRecord) -> dict[str, float]:
     """Optuna's importances of the settings; none where it cannot tell."""
     if not (run.folder / STUDY).exists():
         return {}
-    study = optuna.load_study(study_name="search", storage=open_journal(run.folder / STUDY))
-    ended = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-    if len(ended) < 4 or len({trial.value for trial in ended}) < 2:
-        return {}
-    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
     try:
+        study = optuna.load_study(study_name="search", storage=open_journal(run.folder / STUDY))
+        ended = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+        if len(ended) < 4 or len({trial.value for trial in ended}) < 2:
+            return {}
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
         found = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    except (ValueError, RuntimeError):  # all trials are alike in what could matter
+    except Exception:  # trials that are alike in what could matter; a journal that is damaged
         return {}
     return {name.rpartition(".")[2]: value for name, value in found.items()}
 
@@ -168,7 +186,7 @@ def _surface(
         names = [[f"{value:g}" for value in axis] for axis in (ys, xs)]
         draw = heat_map(cells, names[0], names[1], header)
     else:
-        draw = scatter([point for point in points if min(point[:2]) > 0], header)
+        draw = scatter(points, header)
     yield album.plot(file, title, draw, header, points)
 
 
@@ -183,9 +201,13 @@ def _learning(run: RunRecord, album: Album) -> Iterator[Section]:
         for trial in run.trials
         if trial["state"] == "stopped early"
     }
-    ended = [trial for trial in run.trials if trial["state"] == "finished"]
-    best = max(ended, key=lambda trial: trial["value"], default=None)
-    bold = f"trial {best['number']}, seed {best['seed']}" if best else None
+    ended = [trial for trial in _tried(run) if trial.state == "finished"]
+    best = max(ended, key=lambda trial: trial.value, default=None)
+    bold = {
+        f"trial {trial['number']}, seed {trial['seed']}"
+        for trial in run.trials
+        if best is not None and trial["number"] == best.number
+    }
     section = Section("Learning curves")
     header = ["training", "epoch"]
     for file, title, key, of_search in (
@@ -208,57 +230,73 @@ def _learning(run: RunRecord, album: Album) -> Iterator[Section]:
 
 
 def _retrieval(run: RunRecord, album: Album) -> Iterator[Section]:
-    """What lies behind the numbers of the first seed of each data set and variant."""
-    about = {path: json.loads((path / details.ABOUT).read_text()) for path in run.details}
-    datasets: dict[str, dict[str, Path]] = {}
-    for path, of in sorted(about.items(), key=lambda item: item[1]["seed"], reverse=True):
-        datasets.setdefault(of["dataset"], {})[of["variant"]] = path
-    for data, variants in sorted(datasets.items()):
-        seed = min(of["seed"] for of in about.values() if of["dataset"] == data)
+    """What lies behind the numbers: of one variant of each data set, and curves of all."""
+    if not run.details:
+        return
+    rows = run.final.get("rows", [])
+    rated = {(row["dataset"], row.get("variant", ""), row["seed"]) for row in rows}
+    folders: dict[str, dict[str, dict[int, Path]]] = {}
+    for path in run.details:
+        about = json.loads((path / details.ABOUT).read_text(encoding="utf-8"))
+        data, variant, seed = about["dataset"], about["variant"], about["seed"]
+        if (data, variant, seed) in rated:  # others are of trainings that no longer count
+            folders.setdefault(data, {}).setdefault(variant, {})[seed] = path
+    setting = run.final.get("setting")
+    chosen = describe(setting) if setting else ""
+    for data, variants in sorted(folders.items()):
         names = _in_order(run, variants)
-        shown = names[-1]
-        folder, safe = variants[shown], _safe(data)
-        of_shown = f", {shown}" if shown else ""
+        shown = chosen if chosen in names else names[-1]
+        shared = set.intersection(*(set(paths) for paths in variants.values()))
+        seeds = {name: min(shared or variants[name]) for name in names}
+        of_seeds = f"seed {seeds[shown]}"
+        if not shared:
+            of_seeds = "seeds: " + ", ".join(f"{name} {seed}" for name, seed in seeds.items())
         section = Section(
-            f"What was found: {data}{of_shown}",
-            f"Unseen classes, real-valued codes, plain AP, each photo once, seed {seed}.",
+            f"What was found: {data}" + f", {shown}" * bool(shown),
+            f"Unseen classes, real-valued codes, plain AP, each photo once, {of_seeds}.",
         )
-        for file, title in (
-            (details.CHOSEN, "The ten nearest photos, wrong ones framed red (Figure 5)"),
-            (details.WORST, "The worst queries, one of a class"),
-        ):
-            png = (folder / file).read_bytes()
-            section.pictures.append(album.photos(f"{Path(file).stem}-{safe}", title, png))
-        header, *rows = _csv(folder / details.PER_CLASS)
-        by_class = dict(sorted(((r[0], float(r[3])) for r in rows), key=lambda item: -item[1]))
-        height = 1 + 0.19 * len(by_class)
-        draw = bars(by_class, "AP, mean over the sketches of the class")
-        section.pictures.append(
-            album.plot(f"per-class-{safe}", "AP per class", draw, header, rows, height=height)
-        )
+        paths = {name: variants[name][seed] for name, seed in seeds.items()}
+        section.pictures += _behind(paths[shown], album, _safe(data))
         lines = []
-        for name in names:
-            _, *numbers = _csv(variants[name] / details.RECALL)
+        for name, path in paths.items():
+            _, *numbers = _csv(path / details.RECALL)
             recall, precision = np.array(numbers, float).T.tolist()
             lines.append(Curve(name or "trained", recall, precision))
         points = [(c.name, x, y) for c in lines for x, y in zip(c.x, c.y, strict=True)]
-        draw = curves(lines, "recall", "precision")
-        title, header = "Precision at each recall", ["variant", "recall", "precision"]
-        section.pictures.append(album.plot(f"recall-{safe}", title, draw, header, points))
-        (_, *columns), *rows = _csv(folder / details.SIMILARITY)
-        cells = np.array([row[1:] for row in rows], float)
-        labels = ["photos of", "sketches of", "cosine of the class means"]
-        draw = heat_map(cells, columns, columns, labels)
-        title = "How alike classes look across domains (Figure 4)"
-        side = 3 + 0.2 * len(columns)
+        draw = curves(lines, "recall", "precision", {shown} if shown else ())
+        header = ["variant", "recall", "precision"]
         section.pictures.append(
-            album.plot(
-                *(f"similarity-{safe}", title, draw, ["sketches of", *columns], rows),
-                width=side + 1,
-                height=side,
-            )
+            album.plot(f"recall-{_safe(data)}", "Precision at each recall", draw, header, points)
         )
         yield section
+
+
+def _behind(folder: Path, album: Album, safe: str) -> Iterator[Picture]:
+    """The pictures of one training's details."""
+    for name, title in (
+        (details.CHOSEN, "The ten nearest photos, wrong ones framed red (Figure 5)"),
+        (details.WORST, "The worst queries, one of a class"),
+    ):
+        numbers = folder / f"{name}.csv"
+        yield album.photos(
+            *(f"{name}-{safe}", title, (folder / f"{name}.png").read_bytes()),
+            numbers.read_bytes() if numbers.exists() else None,
+        )
+    header, *rows = _csv(folder / details.PER_CLASS)
+    by_class = dict(sorted(((r[0], float(r[3])) for r in rows), key=lambda item: -item[1]))
+    draw = bars(by_class, "AP, mean over the sketches of the class")
+    height = 1 + 0.19 * len(by_class)
+    yield album.plot(f"per-class-{safe}", "AP per class", draw, header, rows, height=height)
+    (_, *columns), *rows = _csv(folder / details.SIMILARITY)
+    cells = np.array([row[1:] for row in rows], float)
+    draw = heat_map(cells, columns, columns, ["photos of", "sketches of", "cosine of class means"])
+    title = "How alike classes look across domains (Figure 4)"
+    side = 3 + 0.2 * len(columns)
+    yield album.plot(
+        *(f"similarity-{safe}", title, draw, ["sketches of", *columns], rows),
+        width=side + 1,
+        height=side,
+    )
 
 
 def _in_order(run: RunRecord, variants: Iterable[str]) -> list[str]:
@@ -302,7 +340,8 @@ def _time(seconds: float) -> str:
 
 
 def _safe(name: str) -> str:
-    return name.replace(":", "-").replace("/", "-")
+    """A name that a file may have."""
+    return re.sub(r"[^\w-]+", "-", name)[:80]
 
 
 def _csv(path: Path) -> list[list[str]]:
@@ -310,12 +349,13 @@ def _csv(path: Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
-SECTIONS: tuple[Callable[[RunRecord, Album], Iterator[Section]], ...] = (
-    _results,
-    _ablation,
-    _retrieval,
-    _lambdas,
-    _search,
-    _learning,
-    _what_ran,
-)
+SECTIONS: dict[str, Callable[[RunRecord, Album], Iterator[Section]]] = {
+    "Results": _results,
+    "What each loss adds": _ablation,
+    "What was found": _retrieval,
+    "mAP over lambda1 and lambda2": _lambdas,
+    "The search": _search,
+    "Learning curves": _learning,
+    "What ran": _what_ran,
+}
+"""By title."""

@@ -23,43 +23,53 @@ from dsn_ray.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
-    import ray
     from fastapi import FastAPI
     from numpy.typing import NDArray
     from ray.serve import Application
     from ray.serve.handle import DeploymentHandle
 
+    from dsn_ray.checkpoint import Checkpoint
     from dsn_ray.gallery import Gallery
+    from dsn_ray.model import DsnNetwork
 
 _BATCH, _BATCH_WAIT = 16, 0.005  # sketches embedded at a time, and seconds to wait for more
 _ONGOING = 1000  # requests that reach the page at a time; it refuses searches itself, politely
 
 
 def application(
-    checkpoint: Path, gallery: "ray.ObjectRef[Gallery]", px: int, replicas: int, threads: int
+    checkpoint: "Checkpoint",
+    network: "DsnNetwork",
+    gallery: "Gallery",
+    replicas: int,
+    threads: int,
 ) -> "Application":
     """What Ray Serve runs: networks that embed, and before them the page with its search.
 
     The page is one process with one list of photos, so that a photo's number means the same in
-    every request, also after a crash and where files have come and gone since.
+    every request, also after a crash and where files have come and gone since. Likewise a network
+    that starts again is the one that the photos met, whatever lies in the checkpoint's folder then.
 
     Args:
-        checkpoint: folder of the network.
-        gallery: in Ray's object store.
-        px: side at which the network sees a sketch.
+        checkpoint: what the network is of.
+        network: embeds.
+        gallery: the photos.
         replicas: how many networks.
         threads: torch's of each.
     """
     import ray
     from ray import serve
 
+    from dsn_ray.checkpoint import network_of
     from dsn_ray.gallery import embed
     from dsn_ray.web import CAPACITY, make_app
+
+    config, classes = checkpoint.config, len(checkpoint.classes)
+    state, photos = ray.put(network.state_dict()), ray.put(gallery)
 
     class Searcher:
         def __init__(self) -> None:
             _use_threads(threads)
-            self._network = open_checkpoint(checkpoint).network()
+            self._network = network_of(config, classes, ray.get(state))
 
         @serve.batch(max_batch_size=_BATCH, batch_wait_timeout_s=_BATCH_WAIT)
         async def features(
@@ -73,7 +83,7 @@ def application(
             self._searcher = searcher
 
         def __serve_build_asgi_app__(self) -> "FastAPI":
-            return make_app(ray.get(gallery), px, self._features, CAPACITY * replicas)
+            return make_app(ray.get(photos), config.data.px, self._features, CAPACITY * replicas)
 
         async def _features(self, sketch: "NDArray[np.uint8]") -> "NDArray[np.float32]":
             features: NDArray[np.float32] = await self._searcher.features.remote(sketch)
@@ -101,7 +111,6 @@ def _use_threads(number: int) -> None:
 
 def _serve(parsed: argparse.Namespace) -> None:
     """Serves until a signal comes."""
-    import ray
     from ray import serve
 
     from dsn_ray.data.storage import cache_folder
@@ -109,13 +118,16 @@ def _serve(parsed: argparse.Namespace) -> None:
     from dsn_ray.runtime import ray_cluster
 
     checkpoint = open_checkpoint(parsed.checkpoint)
+    network = checkpoint.network()
     with cli.quiet_log("serve") as console:
         found = open_gallery(
             checkpoint,
+            network,
             parsed.gallery,
             cache_folder(),
             lambda done, of: console.print(f"{done} of {of} new photos", soft_wrap=True),
         )
+        _ = found.index.binary  # now, and not in the first search by binary codes
         for path, reason in found.rejected[:10]:
             console.print(f"{path} is left out: {reason}", soft_wrap=True)
         if not ipaddress.ip_address(socket.gethostbyname(parsed.host)).is_loopback:
@@ -126,9 +138,9 @@ def _serve(parsed: argparse.Namespace) -> None:
                     "Ray Serve already runs on this Ray cluster: end it, or unset RAY_ADDRESS."
                 )
             served = application(
-                parsed.checkpoint.resolve(),
-                ray.put(replace(found, root=found.root.resolve())),
-                checkpoint.config.data.px,
+                checkpoint,
+                network,
+                replace(found, root=found.root.resolve()),
                 parsed.replicas,
                 # Half of the CPUs decode and answer; where torch's threads have to wait for one
                 # another's CPU, a sketch takes a hundred times as long.

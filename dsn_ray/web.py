@@ -20,8 +20,8 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from dsn_ray.data.decoding import UndecodablePicture, open_rgb
-from dsn_ray.data.views import decode
-from dsn_ray.gallery import Codes, Gallery
+from dsn_ray.gallery import Gallery, as_trained
+from dsn_ray.retrieval.index import Codes
 
 LARGEST_SKETCH = 10 * 2**20
 """Bytes of an uploaded picture."""
@@ -135,12 +135,12 @@ def make_app(gallery: Gallery, px: int, embed: Embed, capacity: int = CAPACITY) 
             async with decoding:
                 sketch = await asyncio.to_thread(_sketch, body, px)
             feature = await embed(sketch)
-            rows, scores = gallery.search(feature[None], top, codes)
+            rows, scores = gallery.index.search(feature[None], top, codes)
         finally:
             searching -= 1
         return Found(
             codes=codes,
-            bits=gallery.features.shape[1],
+            bits=gallery.index.features.shape[1],
             photos=[
                 Photo(
                     photo=row,
@@ -232,8 +232,8 @@ def _sketch(encoded: bytes, px: int) -> NDArray[np.uint8]:
     if not encoded:
         raise EMPTY.raised()
     try:
-        picture = decode(encoded, px)
-    except UndecodablePicture as error:
+        picture = as_trained(encoded, "sketch", px)
+    except ValueError as error:
         raise HTTPException(422, f"This is no picture that can be used: {error}.") from None
     if (picture == picture[:, :1, :1]).all():
         raise EMPTY.raised()

@@ -134,6 +134,45 @@ def drawings(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def prepared(ray_address, tmp_path_factory):
+    """Large pictures, by file and domain, and what shards hold of each.
+
+    They are as large as TU-Berlin's sketches, as the page's canvas, and photos that are no squares.
+    """
+    import pyarrow.parquet as pq
+    import ray
+
+    from dsn_ray.data.catalog import open_source
+    from dsn_ray.data.preparing import prepare_shards
+    from dsn_ray.data.roots import LocalRoot
+    from dsn_ray.data.storage import Folder
+
+    root, out = (tmp_path_factory.mktemp(name) for name in ("large", "shards"))
+    for split in ("circle", "square"):
+        for domain, size in (
+            ("sketch", (512, 512)),
+            ("sketch", (1111, 1111)),
+            ("photo", (700, 500)),
+        ):
+            picture = Image.new("RGB", size, "white")
+            pen = ImageDraw.Draw(picture)
+            for line in np.random.default_rng(len(split)).integers(0, min(size), (30, 4)):
+                pen.line(line.tolist(), "black" if domain == "sketch" else "purple", 5)
+            file = root / domain / split / f"{size[0]}.{'png' if domain == 'sketch' else 'jpg'}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(file)
+    (root / "unseen.txt").write_text("square\n")
+    ray.init(address=ray_address, log_to_driver=False)
+    prepare_shards(open_source("folder:large", LocalRoot(root)), Folder.at(out))
+    ray.shutdown()
+    return {
+        (root / row["path"], row["path"].partition("/")[0]): row["encoded"]
+        for file in out.glob("split=*/domain=*/*.parquet")
+        for row in pq.read_table(file, columns=["path", "encoded"], partitioning=None).to_pylist()
+    }
+
+
+@pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     """A checkpoint folder of a network before its first step, for pictures of 32 px."""
     import torch

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from dsn_ray.data.storage import Folder
-from dsn_ray.details import chosen_queries, draw, write_details
+from dsn_ray.details import chosen_queries, draw, nearest, write_details
 from dsn_ray.figures import TILE
 from dsn_ray.rating import Embedded
 
@@ -59,7 +59,7 @@ def test_curves_and_similarities_are_those_of_the_features(folder):
 
 def test_the_last_file_tells_what_they_are_of(folder):
     assert json.loads((folder / "about.json").read_text()) == {"dataset": "x", "seed": 0}
-    assert len(list(folder.iterdir())) == 6
+    assert len(list(folder.iterdir())) == 8
 
 
 def test_wrong_photos_are_framed_red_and_the_worst_queries_come_first(folder):
@@ -75,4 +75,17 @@ def test_wrong_photos_are_framed_red_and_the_worst_queries_come_first(folder):
 
 def test_a_picture_has_one_query_of_each_class():
     assert chosen_queries(QUERIES).tolist() == [0, 1, 3]
-    assert draw(QUERIES, GALLERY, [0]).height < draw(QUERIES, GALLERY, [0, 1]).height
+    one, two = (nearest(QUERIES, GALLERY, range(count)) for count in (1, 2))
+    heights = [draw(QUERIES, GALLERY, found, CLASSES).height for found in (one, two)]
+    assert heights[0] < heights[1]
+
+
+def test_every_photo_of_a_picture_has_its_numbers(folder):
+    first, second, third, *_ = table(folder / "retrievals.csv")
+    assert first == {
+        **{"sketch": "5", "class": "bear", "AP": "1.0000", "rank": "1", "photo": "5"},
+        **{"its class": "bear", "cosine": "1.0000", "right": "yes"},
+    }
+    assert (second["photo"], second["right"]) == ("6", "yes")
+    assert (third["photo"], third["its class"], third["right"]) == ("8", "cup", "no")
+    assert {row["class"] for row in table(folder / "worst.csv")} == {"bear", "cup"}

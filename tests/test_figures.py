@@ -27,3 +27,10 @@ def test_rows_may_be_of_different_lengths():
     one, two = grid([[tile]]), grid([[tile], [tile, tile]])
     assert two.width > one.width
     assert two.height > one.height
+
+
+def test_a_long_caption_stays_below_its_tile():
+    tile = Tile(Image.new("RGB", (8, 8), "white"), "w" * 99)
+    sheet = np.asarray(grid([[tile, Tile(Image.new("RGB", (8, 8), "white"), "")]]).convert("L"))
+    ink = np.argwhere(sheet < 128)
+    assert ink[:, 1].max() <= TILE + 12

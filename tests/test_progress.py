@@ -98,6 +98,33 @@ def test_the_live_view_fits_80_columns_and_names_the_best(tmp_path):
     assert "running" in text
 
 
+def test_the_best_and_those_that_run_are_never_out_of_sight(tmp_path):
+    shown, console = progress(tmp_path, terminal=True)
+    trials = [
+        trial(1, Trial.RUNNING, 1, 0.2),
+        trial(2, Trial.TERMINATED, 3, 0.5),
+        trial(3, Trial.ERROR, 3, 0.9),
+        *(trial(number, Trial.TERMINATED, 1, 0.1) for number in range(4, 24)),
+    ]
+    for one in trials:
+        one.config["settings"] = {
+            **{"loss.lambda1": 0.0704123, "loss.lambda2": 1.96234, "loss.temperature": 0.0818},
+            **{"memory.k": 27, "optimizer.learning_rate": 0.00012345},
+        }
+    shown.on_trial_error(1, trials, trials[2])
+    for one in (trials[1], *trials[3:]):
+        shown.on_trial_complete(1, trials, one)
+    with shown:
+        shown.on_step_end(1, trials)
+    lines = Text.from_ansi(console.file.getvalue()).plain.splitlines()
+    assert max(map(len, lines)) <= 80
+    numbered = {line.split()[0]: line for line in lines if line[:4].strip().isdigit()}
+    assert list(numbered) == ["1", "2", *map(str, range(16, 24))]
+    assert numbered["1"].rstrip().endswith("running")
+    assert numbered["2"].rstrip().endswith("best")
+    assert any("best mAP 0.5000" in line for line in lines)
+
+
 def test_tune_can_pickle_it_while_it_shows(tmp_path):
     shown, _ = progress(tmp_path, terminal=True)
     with shown:

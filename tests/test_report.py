@@ -1,8 +1,10 @@
 """The report of runs whose folders are made up here."""
 
+import base64
 import csv
 import json
 import re
+from unittest.mock import patch
 
 import numpy as np
 import optuna
@@ -10,11 +12,15 @@ import pytest
 import yaml
 from PIL import Image
 
+from dsn_ray import sections
+from dsn_ray.album import Album
 from dsn_ray.config import Config
 from dsn_ray.data.storage import Folder
 from dsn_ray.details import write_details
+from dsn_ray.record import read_run
 from dsn_ray.report import main, write_report
 from dsn_ray.search import open_journal
+from dsn_ray.space import describe
 from tests.test_details import CLASSES, GALLERY, QUERIES
 from tests.test_tables import rows
 
@@ -110,7 +116,7 @@ def test_a_run_with_everything_has_every_section_and_needs_nothing_else(run):
 def test_every_picture_is_a_file_too_and_every_plot_has_its_numbers(run):
     folder = run(8, ablation(), [{"dataset": "sketchy", "variant": "both", "seed": 0}])
     page = write_report(folder).read_text()
-    named = set(re.findall(r"\(([\w-]+) in report/\)", page))
+    named = set(re.findall(r"\(([\w-]+) in report/,", page))
     drawn = {path.stem for path in (folder / "report").glob("*.png")}
     assert named == drawn
     assert {"history", "importance", "lambdas", "learning", "loss-search"} <= drawn
@@ -119,7 +125,7 @@ def test_every_picture_is_a_file_too_and_every_plot_has_its_numbers(run):
             colours = picture.convert("RGB").getcolors(1 << 24)
         assert len(colours) > 3, name
     numbers = {path.stem for path in (folder / "report").glob("*.csv")}
-    assert numbers == drawn - {"retrievals-sketchy", "worst-sketchy"}
+    assert numbers == drawn == set(re.findall(r'download="([\w-]+).csv" href="data:text/csv', page))
     with (folder / "report" / "history.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 8
 
@@ -149,6 +155,109 @@ def test_a_grid_is_a_heat_map_of_unseen_classes_too(run):
     assert "never chosen by" in write_report(folder).read_text()
     with (folder / "report" / "lambdas-sketchy.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 4
+
+
+def test_a_damaged_file_takes_only_its_own_section_away(run, capsys):
+    folder = run(3, ablation(), [{"dataset": "sketchy", "variant": "both", "seed": 0}])
+    (folder / "final/0/details/per_class.csv").unlink()
+    (folder / "epochs.jsonl").write_text('{"training": "trial 1, seed 0"}\n')
+    (folder / "study.journal").write_text("garbage\n{{")
+    (folder / "report").mkdir()
+    (folder / "report" / "of-an-earlier-one.png").write_text("")
+    assert main([str(folder)]) == 0
+    page = (folder / "report.html").read_text()
+    assert headings(page) == ["Results", "What each loss adds", "The search", "Settings"]
+    assert "What was found: not shown (FileNotFoundError: " in page
+    assert "Learning curves: not shown (KeyError: &#39;epoch&#39;)" in page
+    drawn = {path.stem for path in (folder / "report").iterdir()}
+    assert drawn == {"history", "retrievals-sketchy", "worst-sketchy"}
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_what_was_found_is_of_the_setting_chosen_by_validation(run):
+    settings = [{"loss.lambda1": x, "loss.lambda2": y} for x in (0.01, 0.1, 1) for y in (1, 2, 3)]
+    names = [describe(setting) for setting in settings]
+    names[0] = r"$\frac{$"
+    final = [row for name in names for row in rows("sketchy", 0.2, variant=name)]
+    about = [{"dataset": "sketchy", "variant": name, "seed": 0} for name in names]
+    about.append({"dataset": "sketchy", "variant": "of an earlier run", "seed": 0})
+    folder = run(0, final, about)
+    contents = json.loads((folder / "final.json").read_text())
+    (folder / "final.json").write_text(json.dumps({**contents, "setting": settings[4]}))
+    album = Album()
+    (section,) = sections._retrieval(read_run(folder), album)
+    assert section.title == "What was found: sketchy, lambda1=0.1 lambda2=2"
+    curves = base64.b64decode(section.pictures[-1].light.partition(",")[2]).decode()
+    assert re.findall(r">(lambda1=.*|others|\$.*)</text>", curves) == [
+        "others",
+        "lambda1=0.1 lambda2=2",
+    ]
+    assert album.files["recall-sketchy.csv"].count(b"\n") == 1 + 101 * len(names)
+    assert b"earlier" not in album.files["recall-sketchy.csv"]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [
+        ([("baseline", 0), ("baseline", 1), ("both", 1)], "each photo once, seed 1."),
+        ([("baseline", 0), ("both", 2)], "each photo once, seeds: baseline 0, both 2."),
+    ],
+)
+def test_curves_of_variants_are_of_one_seed_or_say_so(run, seeds, said):
+    final = [row for variant, seed in seeds for row in rows("x", 0.2, seed=seed, variant=variant)]
+    about = [{"dataset": "x", "variant": variant, "seed": seed} for variant, seed in seeds]
+    folder = run(0, final, about, {"baseline": {}, "both": {}})
+    with patch.object(sections, "_behind", lambda *given: []):
+        (section,) = sections._retrieval(read_run(folder), Album())
+    assert section.text.endswith(said)
+
+
+def test_a_trial_counts_by_the_mean_of_its_seeds(run):
+    folder = run()
+    values = {1: (0.9, 0.1), 2: (0.6, 0.6), 3: (0.7,)}
+    lines = [
+        {"number": number, "seed": seed, "parameters": {}, "value": value, "state": "finished"}
+        for number, seeds in values.items()
+        for seed, value in enumerate(seeds)
+    ]
+    (folder / "trials.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    first, second, third = sections._tried(read_run(folder))
+    assert (first.value, second.value) == pytest.approx((0.5, 0.6))
+    assert (first.state, third.state) == ("finished", "unfinished")
+
+
+def test_a_lambda_of_zero_is_drawn():
+    album = Album()
+    points = [(0.0, 0.1, 0.3), (0.0, 0.2, 0.4), (1.0, 0.0, 0.5), (10.0, 0.3, 0.5)]
+    (picture,) = sections._surface(album, "lambdas", "x", points)
+    assert album.files["lambdas.csv"].count(b"\n") == 1 + len(points)
+    drawn = base64.b64decode(picture.light.partition(",")[2]).decode()
+    assert drawn.count("<use ") >= len(points)
+
+
+def test_a_single_training_is_not_partial(run):
+    folder = run()
+    tree = yaml.safe_load((folder / "config.yaml").read_text())
+    del tree["space"]
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree))
+    assert "PARTIAL" not in write_report(folder).read_text()
+
+
+@pytest.mark.parametrize("config", ["", "[1]", "x: 1", "data: {}"])
+def test_settings_of_another_kind_are_said_in_one_line(run, capsys, config):
+    folder = run()
+    (folder / "config.yaml").write_text(config)
+    assert main([str(folder)]) == 2
+    assert "its config.yaml is not that of a run" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_to_is_said_in_one_line(run, capsys):
+    folder = run()
+    (folder / "report").write_text("a file")
+    assert main([str(folder)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{folder / 'report'} cannot be written: File exists." in line
+    assert not (folder / "report.html").exists()
 
 
 @pytest.mark.parametrize("spoil", ["", "config.yaml", "trials.jsonl", "final.json"])

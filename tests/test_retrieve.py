@@ -1,12 +1,19 @@
 """`retrieve` as a person runs it."""
 
 import json
+import shutil
+from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dsn_ray import retrieve
+from dsn_ray.checkpoint import open_checkpoint
+from dsn_ray.data.views import decode
+from dsn_ray.gallery import embed
 from tests.conftest import draw
 
 
@@ -55,6 +62,7 @@ def test_search_with_two_sketches(here, checkpoint, capsys, codes):
         (["sketch/circle/0.png", "--gallery", "nowhere"], "nowhere: there is no such folder"),
         (["sketch/circle/0.png", "--checkpoint", "photo"], "this is not a checkpoint folder"),
         (["sketch/circle/0.png", "--save", "photo"], "--save photo: this is a folder"),
+        (["sketch/circle/0.png"] * 201 + ["--save", "x.png"], "draws 200 sketches at most"),
     ],
 )
 def test_bad_input(here, checkpoint, capsys, arguments, message):
@@ -64,3 +72,41 @@ def test_bad_input(here, checkpoint, capsys, arguments, message):
     said = capsys.readouterr()
     assert message in said.err
     assert said.err.count("\n") == 1
+
+
+def test_scores_are_the_cosines_of_what_training_sees(here, checkpoint, prepared):
+    network = open_checkpoint(checkpoint).network()
+    features = {
+        file: embed(network, [decode(stored, 32)], photos=domain == "photo")[0]
+        for (file, domain), stored in prepared.items()
+    }
+    sketches = [file for file, domain in prepared if domain == "sketch"]
+    photos = next(file.parents[1] for file, domain in prepared if domain == "photo")
+    given = ["--checkpoint", str(checkpoint), "--gallery", str(photos), "--json", "found.json"]
+    with patch.object(retrieve, "_BATCH", 3):
+        assert retrieve.main([*given, *map(str, sketches)]) == 0
+    for result in json.loads((here / "found.json").read_text())["results"]:
+        assert len(result["photos"]) == 2
+        for photo in result["photos"]:
+            cosine = features[Path(result["sketch"])] @ features[photos / photo["path"]]
+            assert photo["score"] == pytest.approx(cosine, abs=1e-4)
+
+
+@pytest.mark.parametrize("what", ["other dimension", "truncated", "no network", "code"])
+def test_a_checkpoint_that_does_not_fit_is_one_line(here, checkpoint, capsys, what):
+    shutil.copytree(checkpoint, here / "broken")
+    state = here / "broken" / "state.pt"
+    if what == "other dimension":
+        about = json.loads((here / "broken" / "about.json").read_text())
+        about["config"]["network"]["dim"] = 32
+        (here / "broken" / "about.json").write_text(json.dumps(about))
+    elif what == "truncated":
+        state.write_bytes(state.read_bytes()[:1000])
+    elif what == "no network":
+        torch.save({"weights": {}}, state)
+    else:
+        torch.save({"network": Path("x")}, state)
+    given = ["--checkpoint", "broken", "--gallery", "photo", "sketch/circle/0.png"]
+    assert retrieve.main(given) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "broken: its state.pt does not hold the network that about.json describes" in line

@@ -1,6 +1,8 @@
 """The command that serves the page."""
 
+import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -38,6 +40,19 @@ def test_bad_input_is_one_line(checkpoint, drawings, capsys, options, said, port
     assert serve.main([*usual, *options]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert said in line
+
+
+def test_a_checkpoint_of_another_dimension_is_one_line(
+    checkpoint, drawings, capsys, port, tmp_path
+):
+    shutil.copytree(checkpoint, tmp_path / "other")
+    about = json.loads((tmp_path / "other" / "about.json").read_text())
+    about["config"]["network"]["dim"] = 32
+    (tmp_path / "other" / "about.json").write_text(json.dumps(about))
+    given = ["--checkpoint", str(tmp_path / "other"), "--gallery", str(drawings / "photo")]
+    assert serve.main([*given, "--port", str(port)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "does not hold the network that about.json describes" in line
 
 
 def test_a_port_in_use_is_said_before_anything_starts(checkpoint, drawings, capsys):

@@ -116,7 +116,7 @@ def rate_codes(
     stands in, and tie groups are counted.
     """
     standing = np.argsort(np.random.default_rng(seed).permutation(len(gallery)))
-    words = [_words(side) for side in (queries, gallery[standing])]
+    packed = [words(side) for side in (queries, gallery[standing])]
     distances_there_are = queries.shape[1] + 1
     kind = np.uint8 if distances_there_are <= 256 else np.uint16
 
@@ -124,7 +124,7 @@ def rate_codes(
         is_hit = np.zeros(len(gallery), bool)
         is_hit[hits] = True
         distances = np.zeros((len(block), len(gallery)), kind)
-        for asked, there in zip(words[0][block].T, words[1].T, strict=True):
+        for asked, there in zip(packed[0][block].T, packed[1].T, strict=True):
             distances += np.bitwise_count(asked[:, None] ^ there)
         order = distances.argsort(axis=1, kind="stable")
         of_hits = np.sort(distances[:, hits], axis=1)
@@ -254,7 +254,7 @@ def _counts(values: Ints, most: int) -> NDArray[np.intp]:
     return np.bincount(numbered.ravel(), minlength=rows * most).reshape(rows, most)
 
 
-def _words(codes: NDArray[np.bool_]) -> NDArray[np.uint64]:
+def words(codes: NDArray[np.bool_]) -> NDArray[np.uint64]:
     """`[N, W]`, the bits in words of 64, the last one filled up with zeros."""
     packed = np.packbits(codes, axis=1)
     filled = np.zeros((len(codes), -(-packed.shape[1] // 8) * 8), np.uint8)

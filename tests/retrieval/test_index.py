@@ -1,0 +1,68 @@
+"""Exact search, compared with a stable sort of everything."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dsn_ray.retrieval import fit_itq, index
+from dsn_ray.retrieval.index import Index, at_length_one, fit_codes
+
+
+def of(features):
+    return Index(at_length_one(np.asarray(features, np.float32)))
+
+
+@given(st.integers(1, 60), st.integers(1, 4), st.integers(1, 70), st.integers(0, 99))
+def test_search_is_a_stable_sort_of_all_features(photos, queries, top, seed):
+    random = np.random.default_rng(seed)
+    there = of(random.integers(-2, 3, (photos, 8)) + 0.01)  # with many ties
+    wanted = random.standard_normal((queries, 8)).astype(np.float32)
+    unit = at_length_one(wanted)
+
+    rows, scores = there.search(wanted, top, "binary")
+    itq = fit_itq(there.features, 8)
+    for query, found, values in zip(unit, rows, scores, strict=True):
+        distance = (itq.encode(query[None]) != itq.encode(there.features)).sum(axis=1)
+        expected = np.argsort(distance, kind="stable")[:top]
+        assert found.tolist() == expected.tolist()
+        assert values.tolist() == distance[expected].tolist()
+
+    rows, scores = there.search(wanted, top)
+    for query, found, values in zip(unit, rows, scores, strict=True):
+        cosine = (there.features.astype(float) * query).sum(axis=1)
+        expected = np.argsort(-cosine, kind="stable")[:top]
+        assert found.tolist() == expected.tolist()
+        assert values.tolist() == cosine[expected].tolist()
+
+
+@pytest.mark.parametrize("size", [37, 101, 1003])
+@pytest.mark.parametrize("dim", [64, 512])
+def test_photos_that_are_there_thrice_stay_in_order_and_queries_are_alone(size, dim, monkeypatch):
+    monkeypatch.setattr(index, "_BLOCK_ELEMENTS", 10_000)
+    random = np.random.default_rng(size)
+    there = of(np.tile(random.standard_normal((size, dim)), (3, 1)))
+    queries = random.standard_normal((20, dim)).astype(np.float32)
+    rows, _ = there.search(queries, 30)
+    assert (np.diff(rows.reshape(20, 10, 3)) == size).all()
+    alone = [there.search(query[None], 30)[0][0] for query in queries]
+    np.testing.assert_array_equal(rows, alone)
+
+
+def test_codes_of_many_are_fitted_on_some_and_cover_all(monkeypatch):
+    features = at_length_one(np.random.default_rng(0).standard_normal((500, 16), np.float32))
+    whole = fit_codes(features)
+    np.testing.assert_array_equal(whole.encode(features), whole.packed)
+    monkeypatch.setattr(index, "_MOST_FITTED", 300)
+    some, again = fit_codes(features), fit_codes(features)
+    np.testing.assert_array_equal(some.encode(features), some.packed)
+    np.testing.assert_array_equal(some.packed, again.packed)
+    assert np.abs(some.projection - whole.projection).max() > 0
+
+
+def test_cosines_need_no_binary_codes():
+    def never(features):
+        raise AssertionError
+
+    there = Index(np.eye(3, dtype=np.float32), never)
+    assert there.search(np.eye(3, dtype=np.float32)[1:2], 1)[0].tolist() == [[1]]
