@@ -91,6 +91,7 @@ class FinalResults:
         self.rows: list[Row] = kept.get("rows", [])
         self.untrained: list[Row] = kept.get("untrained", [])
         self.official: dict[str, bool] = kept.get("official", {})
+        self._candidates: Sequence[Candidate] = ()
 
     def has(self, candidate: Candidate) -> bool:
         """Whether a training's rows are there."""
@@ -98,7 +99,17 @@ class FinalResults:
 
     def keep_only(self, candidates: Sequence[Candidate]) -> None:
         """Drops the rows of trainings that are not asked for any more."""
-        self.rows = [row for row in self.rows if any(_is_of(row, one) for one in candidates)]
+        self._candidates = candidates
+        self._arrange()
+
+    def add(self, rows: list[Row]) -> None:
+        """Takes a training's rows, whose place is that of their candidate, whenever it ended."""
+        self.rows += rows
+        self._arrange()
+        self.save()
+
+    def _arrange(self) -> None:
+        self.rows = [row for one in self._candidates for row in self.rows if _is_of(row, one)]
 
     def save(self) -> None:
         """Writes what is there so far, whole or not at all."""
@@ -271,8 +282,7 @@ class _Collector(tune.Callback):
             "checkpoint": str(checkpoint),
             "parameters": one.settings,
         }
-        self._results.rows += [{**row, **about} for row in result["rows"]]
-        self._results.save()
+        self._results.add([{**row, **about} for row in result["rows"]])
 
 
 def candidates_of(

@@ -36,6 +36,19 @@ def test_what_is_saved_is_found_again_and_written_whole(tmp_path):
     assert set(kept) == {"setting", "rows", "untrained", "official"}
 
 
+def test_rows_stand_in_the_order_of_the_candidates_whichever_ended_first(tmp_path):
+    both = [
+        candidate(variant=name, settings={"loss.tau": tau})
+        for name, tau in (("a", 0.1), ("b", 0.2))
+    ]
+    results = FinalResults(tmp_path / "final.json")
+    results.keep_only(both)
+    for one in reversed(both):
+        results.add([row(one)])
+    assert [found["variant"] for found in results.rows] == ["a", "b"]
+    assert FinalResults(tmp_path / "final.json").rows == results.rows
+
+
 def test_rows_of_another_setting_go(tmp_path):
     old, new = (candidate(settings={"loss.tau": tau}) for tau in (0.1, 0.2))
     results = FinalResults(tmp_path / "final.json")
