@@ -53,13 +53,11 @@ def _ablation(run: RunRecord, album: Album) -> Iterator[Section]:
     ]
     cells = []
     for line in lines:
-        paper = TABLE_2[line.variant].get(line.dataset)
-        mark = "" if official[line.dataset] else " (other data)"
         cells.append(
             [
                 *(line.dataset, line.variant),
                 *(text.partition(" / ")[0] for text in (line.trained, line.difference)),
-                "-" if paper is None else f"{paper:.3f}{mark}",
+                line.paper,
             ]
         )
     header = ["data set", "variant", "mAP@all", "difference", "paper"]
