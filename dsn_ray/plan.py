@@ -42,7 +42,7 @@ def plan(sweep: "Sweep", shape: "Shape") -> list[Stage]:
     """
     found = {name: locate(name, root) for name, root in sweep.data}
     stages = []
-    if sweep.trials:
+    if sweep.space.parameters:
         name, config = next(sweep.configs())
         size = _checkpoint_bytes(config, len(found[name].seen_classes))
         stages.append(

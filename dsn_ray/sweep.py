@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsn_ray.config import Config
+from dsn_ray.errors import UserError
 from dsn_ray.space import Space, describe
 
 Data = tuple[str, str | None]
@@ -30,7 +31,7 @@ class Sweep:
         others: settings by dotted name that another data set has otherwise, as recipes may say.
         variants: of each variant and data set, the settings that differ from `config`.
         data: data sets; the first is tuned on, all are in the final job.
-        trials: settings that the search tries.
+        trials: settings that the search tries; none where variants are compared.
         seeds: trainings of a setting on each data set in the final job.
     """
 
@@ -41,6 +42,14 @@ class Sweep:
     data: tuple[Data, ...]
     trials: int
     seeds: int
+
+    @property
+    def tries(self) -> str:
+        """How many settings the search tries, for people."""
+        whole = len(self.space.grid()) if self.space.sampler.name == "grid" else 0
+        if self.trials < whole:
+            return f"the first {self.trials} of the grid's {whole} points"
+        return f"{self.trials} {'points' if whole else 'trials'}"
 
     def config_on(self, data: str, variant: str | None = None) -> Config:
         """The configuration on a data set."""
@@ -119,8 +128,12 @@ def make_sweep(
         data: name and folder of each data set.
         config_on: the configuration on a data set, from a recipe (None for the usual one) and with
             some settings.
-        trials: settings to try; None for the space's budget, at most 8 on the embedded data.
+        trials: settings to try; None for the whole of a grid and for the space's budget, of which
+            the embedded data takes 8 at most.
         seeds: in the final job; None for what the space says, else 3, on the embedded data 1.
+
+    Raises:
+        UserError: If trials are asked for where nothing is searched, or a setting is not allowed.
     """
     names = [name for name, _ in data]
     embedded = is_embedded(data)
@@ -131,15 +144,18 @@ def make_sweep(
         own = {name: value for name, value in settings.items() if name != "recipe"}
         on = {name: config_on(name, settings.get("recipe"), own).unlike(config) for name in names}
         variants[label] = on
-    if space.parameters and not trials:
-        trials = min(space.trials, EMBEDDED_TRIALS if embedded else sys.maxsize)
+    is_grid = space.sampler.name == "grid"
+    if trials is None:
+        trials = min(space.trials, EMBEDDED_TRIALS if embedded and not is_grid else sys.maxsize)
+    elif not space.parameters:
+        raise UserError(f"--trials {trials}: this space compares variants, and searches nothing.")
     return Sweep(
         space=space,
         config=config,
         others={name: differs for name, differs in others.items() if differs},
         variants=variants,
         data=tuple(data),
-        trials=min(trials or 0, space.trials) if space.sampler.name == "grid" else trials or 0,
+        trials=min(trials, space.trials) if is_grid else trials,
         seeds=seeds or space.final.seeds or (1 if embedded else SEEDS),
     )
 

@@ -42,7 +42,8 @@ def run_sweep(
         name: of the run; None for "sweep" and the time.
         config: what does not vary; by default the paper's, or the demonstration's for its data,
             with what the space sets.
-        trials: settings to try; by default the space's budget, at most 8 on the embedded data.
+        trials: settings to try; by default a whole grid or the space's budget, of which the
+            embedded data takes 8 at most.
         seeds: trainings of a setting on each data set in the final job; by default what the space
             says, else 3, or 1 on the embedded data.
         storage: folder or URL that holds runs; None for `runs` in the working folder.
@@ -89,8 +90,10 @@ def go_on(sweep: Sweep, run: Run, shape: "Shape", final_only: bool = False) -> N
         _sweep(sweep, run, shape, final_only)
 
 
-def _check(sweep: Sweep, found: "Mapping[str, Source | Shards]", workers: int) -> None:
-    """Checks every kind of training that the sweep has.
+def check(
+    sweep: Sweep, found: "Mapping[str, Source | Shards]", workers: int, final_only: bool = False
+) -> None:
+    """Checks every kind of training that the sweep has, or its final job alone.
 
     Raises:
         UserError: If one of them cannot be.
@@ -98,7 +101,7 @@ def _check(sweep: Sweep, found: "Mapping[str, Source | Shards]", workers: int) -
     from dsn_ray.training import check_fits
 
     for number, (name, config) in enumerate(sweep.configs()):
-        searched = number == 0 and bool(sweep.trials)
+        searched = number == 0 and bool(sweep.space.parameters) and not final_only
         check_fits(config, found[name].seen_classes, workers, validate=searched)
 
 
@@ -115,7 +118,7 @@ def _sweep(sweep: Sweep, run: Run, shape: "Shape", final_only: bool) -> None:
     from dsn_ray.training import check_weights
 
     found = {name: locate(name, root) for name, root in sweep.data}
-    _check(sweep, found, shape.workers or 1)
+    check(sweep, found, shape.workers or 1, final_only)
     for _, config in sweep.configs():
         check_weights(config)
     journal = run.folder / STUDY
@@ -129,18 +132,19 @@ def _sweep(sweep: Sweep, run: Run, shape: "Shape", final_only: bool) -> None:
             room = (
                 partial(int, shape.concurrent) if shape.concurrent else partial(room_for, resources)
             )
-            _check(sweep, found, resources.workers)
+            check(sweep, found, resources.workers, final_only)
             check_storage_reaches_all(run.storage)
             console.print(
                 f"Running {resources}; this cluster has {cluster_size()}.", soft_wrap=True
             )
             if is_embedded(sweep.data):
-                tries = f" and {sweep.trials} trials" if sweep.trials else ""
                 console.print(
-                    "This is the embedded OpenMoji demonstration data, with small pictures, "
-                    f"{sweep.config.network.backbone}{tries}.",
+                    "This is the embedded OpenMoji demonstration data, with small pictures and "
+                    f"{sweep.config.network.backbone}.",
                     soft_wrap=True,
                 )
+            if sweep.space.parameters and not final_only:
+                console.print(f"The search tries {sweep.tries}.")
             if random_weights:
                 console.print(cli.RANDOM_WEIGHTS)
             shelf = Shelf(found, dict(sweep.data), console)

@@ -71,7 +71,8 @@ def _asked(parsed: argparse.Namespace) -> "Sweep":
 
     trials, seeds = parsed.trials, parsed.seeds
     if parsed.smoke_test:
-        trials, seeds = trials or SMOKE_TRIALS, seeds or 1
+        trials = trials or (SMOKE_TRIALS if space.parameters else None)
+        seeds = seeds or 1
     return make_sweep(space, data, config_on, trials, seeds)
 
 

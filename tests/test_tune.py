@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
+import pytest
 import yaml
 
 from dsn_ray import sweeping
 from dsn_ray.config import Config
+from dsn_ray.data.shards import locate
+from dsn_ray.errors import UserError
 from dsn_ray.space import load_space
 from dsn_ray.sweep import Sweep
+from dsn_ray.sweeping import check
 from dsn_ray.tune import _arguments, _asked
 
 
@@ -76,6 +80,31 @@ def test_all_points_of_a_grid_can_be_finalists():
     labels = [label for label, *_ in sweep.finalists(tried)]
     assert labels[0] == "lambda1=0.01 lambda2=0.01"
     assert len(set(labels)) == 16
+
+
+def test_a_grid_is_cut_only_where_that_is_asked_for_and_said():
+    grid = ["--space", "search_spaces/figure3.yaml"]
+    embedded = _asked(_arguments().parse_args(grid))
+    assert (embedded.trials, embedded.tries) == (16, "16 points")
+    cut = _asked(_arguments().parse_args([*grid, "--trials", "5"]))
+    assert (cut.trials, cut.tries) == (5, "the first 5 of the grid's 16 points")
+    assert asked("--trials", "9").tries == "9 trials"
+
+
+def test_where_variants_are_compared_nothing_is_searched(drawings):
+    variants = ["--space", "search_spaces/ablation.yaml"]
+    assert _asked(_arguments().parse_args([*variants, "--smoke-test"])).trials == 0
+    with pytest.raises(UserError, match="--trials 3: this space compares variants"):
+        _asked(_arguments().parse_args([*variants, "--trials", "3"]))
+    # Five seen classes are too few to hold ten of them out, as a search would.
+    data = ["--data", f"folder:toy={drawings}", "--smoke-test"]
+    compared = _asked(_arguments().parse_args([*variants, *data]))
+    found = {name: locate(name, root) for name, root in compared.data}
+    check(compared, found, workers=1)
+    searched = _asked(_arguments().parse_args(["--space", "search_spaces/lambdas.yaml", *data]))
+    check(searched, found, workers=1, final_only=True)
+    with pytest.raises(UserError, match=r"data\.validation_classes=10 leaves 0 of 5"):
+        check(searched, found, workers=1)
 
 
 def test_seeds_are_three_but_one_on_the_embedded_data():
