@@ -329,11 +329,18 @@ def load_yaml(path: Path) -> tuple[Any, Place]:
     """Reads a YAML file: what it holds, and where in it each key stands.
 
     Raises:
-        UserError: If it cannot be read or is not YAML.
+        UserError: If it cannot be read, is not YAML, or has a key twice.
     """
     try:
         text = path.read_text(encoding="utf-8")
-        lines = dict(_lines(yaml.compose(text, yaml.SafeLoader)))
+        lines: dict[Keys, int] = {}
+        for keys, line in _lines(yaml.compose(text, yaml.SafeLoader)):
+            if keys in lines:
+                name = ".".join(map(str, keys))
+                raise UserError(
+                    f"{path}, line {line}: {name} stands on line {lines[keys]} already."
+                )
+            lines[keys] = line
         return yaml.safe_load(text), Place(str(path), lines)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not a text file"
@@ -392,7 +399,7 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
             value = text
-        settings[name.strip()] = _number(value)
+        settings[name.strip()] = as_number(value)
     return settings
 
 
@@ -435,7 +442,7 @@ def _names_near(name: str) -> str:
     return f"the sections are {', '.join(Config.model_fields)}, as in loss.lambda1"
 
 
-def _number(value: Any) -> Any:
+def as_number(value: Any) -> Any:
     """YAML 1.1 reads 1e-4 as text; people mean a number."""
     if isinstance(value, str):
         try:
