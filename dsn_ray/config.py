@@ -285,6 +285,25 @@ DEMONSTRATION: dict[str, Any] = {
 """Settings of the embedded demonstration: small pictures and batches, for two cores."""
 
 
+def layered(data: str, embedded: bool, recipe: str | None, *layers: Mapping[str, Any]) -> Config:
+    """The configuration on a data set.
+
+    Args:
+        data: the data set; a recipe may have settings for it.
+        embedded: whether the demonstration is run, whose settings go over the recipe's.
+        recipe: where it starts from; None for the paper.
+        layers: settings by dotted name, each going over those before it.
+
+    Raises:
+        UserError: If there is no such recipe, or a name or a value is not allowed.
+    """
+    demonstration = DEMONSTRATION if embedded else {}
+    config = Config()
+    for layer in (recipe_settings(recipe or "paper", data), demonstration, *layers):
+        config = config.with_settings(layer)
+    return config
+
+
 Keys = tuple[str | int, ...]
 """The way to a value in a YAML file: keys of mappings and numbers in lists."""
 
@@ -364,24 +383,19 @@ def _lines(node: yaml.Node | None, above: Keys = ()) -> Iterator[tuple[Keys, int
             yield from _lines(value, (*above, number))
 
 
-def load_config(path: Path, base: Config | None = None) -> Config:
-    """Reads a configuration file with any of the sections.
-
-    Args:
-        path: the file.
-        base: gives what the file leaves out; None for the defaults.
+def load_settings(path: Path) -> dict[str, Any]:
+    """The settings of a configuration file, which has any of the sections, by dotted name.
 
     Raises:
         UserError: If it cannot be read, a key is unknown or a value is not allowed.
     """
     tree, place = load_yaml(path)
-    tree = {} if tree is None else tree
-    if isinstance(tree, dict):
-        kept = (base or Config()).model_dump()
-        for section, keys in tree.items():
-            kept[section] = {**kept.get(section, {}), **keys} if isinstance(keys, dict) else keys
-        tree = kept
-    return parse_config(tree, place)
+    values = parse_config({} if tree is None else tree, place).model_dump()
+    return {
+        f"{section}.{key}": values[section][key]
+        for section, keys in (tree or {}).items()
+        for key in keys
+    }
 
 
 def parse_settings(pairs: list[str]) -> dict[str, Any]:

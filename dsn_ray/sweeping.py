@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsn_ray import cli
-from dsn_ray.config import DEMONSTRATION, Config, Place, recipe_settings
+from dsn_ray.config import Config, Place
 from dsn_ray.errors import UserError
-from dsn_ray.runs import Run, resumable, run_folder, save_settings
+from dsn_ray.runs import Run, resumable, resumed, run_folder, save_settings
 from dsn_ray.space import Space, describe
-from dsn_ray.sweep import EMBEDDED, Data, Sweep, is_embedded, make_sweep
+from dsn_ray.sweep import EMBEDDED, Sweep, is_embedded, make_sweep
 
 if TYPE_CHECKING:
     import optuna
@@ -25,28 +25,36 @@ if TYPE_CHECKING:
 
 def run_sweep(
     space: Space,
-    data: Sequence[Data] = EMBEDDED,
+    data: Sequence[tuple[str, str | Path | None]] = EMBEDDED,
     *,
     name: str | None = None,
+    recipe: str | None = None,
     config: Config | None = None,
     trials: int | None = None,
     seeds: int | None = None,
     storage: str | None = None,
+    resume: bool = False,
+    final_only: bool = False,
+    allow_changed: bool = False,
     **shape: Any,
 ) -> Path:
-    """Runs a sweep and its final job.
+    """Runs a sweep and its final job, as `python -m dsn_ray.tune` does.
 
     Args:
         space: what varies; `dsn_ray.space.load_space` reads one from a file.
         data: name and folder of each data set; the first is tuned on.
         name: of the run; None for "sweep" and the time.
-        config: what does not vary; by default the paper's, or the demonstration's for its data,
-            with what the space sets.
+        recipe: settings to start from; None for the paper's.
+        config: what it has otherwise than `Config()` goes over the recipe's settings and the
+            demonstration's, like a file that `--config` names; what the space sets goes over it.
         trials: settings to try; by default a whole grid or the space's budget, of which the
             embedded data takes 8 at most.
         seeds: trainings of a setting on each data set in the final job; by default what the space
             says, else 3, or 1 on the embedded data.
         storage: folder or URL that holds runs; None for `runs` in the working folder.
+        resume: go on with the run of that name, given what it was given.
+        final_only: with `resume`, no more trials.
+        allow_changed: with `resume`, go on although something else is given.
         shape: fields of `dsn_ray.room.Shape`.
 
     Returns:
@@ -65,15 +73,16 @@ def run_sweep(
     from dsn_ray.room import Shape
 
     space.check(Config(), Place("space"))
-    usual = DEMONSTRATION if is_embedded(data) else {}
-
-    def config_on(name: str, recipe: str | None, own: Mapping[str, Any]) -> Config:
-        start = config or Config().with_settings({**usual, **space.set})
-        of_recipe = recipe_settings(recipe, name) if recipe else {}
-        return start.with_settings({**of_recipe, **own})
-
-    sweep = make_sweep(space, data, config_on, trials, seeds)
-    return start(sweep, name, "sweep", storage, Shape(**shape))
+    own = config.unlike(Config()) if config else {}
+    places = cli.as_data(data)
+    sweep = make_sweep(space, places, recipe=recipe, config=own, trials=trials, seeds=seeds)
+    if not resume:
+        if final_only or allow_changed:
+            raise UserError("final_only and allow_changed go with resume=True.")
+        return start(sweep, name, "sweep", storage, Shape(**shape))
+    run, sweep = resumed(name, storage, allow_changed, Sweep.parse, lambda _: sweep)
+    go_on(sweep, run, Shape(**shape), final_only)
+    return run.folder
 
 
 def start(sweep: Sweep, name: str | None, stem: str, storage: str | None, shape: "Shape") -> Path:
@@ -134,6 +143,7 @@ def _sweep(sweep: Sweep, run: Run, shape: "Shape", final_only: bool) -> None:
             )
             check(sweep, found, resources.workers, final_only)
             check_storage_reaches_all(run.storage)
+            save_settings(sweep, run)
             console.print(
                 f"Running {resources}; this cluster has {cluster_size()}.", soft_wrap=True
             )

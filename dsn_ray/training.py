@@ -212,7 +212,7 @@ class Training:
 
 def run_training(
     config: Config,
-    data: tuple[str, str | None] = DATA,
+    data: tuple[str, str | Path | None] = DATA,
     *,
     name: str | None = None,
     storage: str | None = None,
@@ -241,7 +241,8 @@ def run_training(
     """
     from dsn_ray.room import Shape
 
-    return start(Training(config, data), name, storage, Shape(**shape))
+    (place,) = cli.as_data([data])
+    return start(Training(config, place), name, storage, Shape(**shape))
 
 
 def start(training: Training, name: str | None, storage: str | None, shape: "Shape") -> Path:
@@ -273,6 +274,7 @@ def _train(training: Training, run: Run, shape: "Shape") -> Path:
             console.print(f"Ray dashboard: {dashboard}", soft_wrap=True)
             resources = allot(shape, console)
             check_storage_reaches_all(run.storage)
+            save_settings(training, run)
             console.print(f"Running {resources}.")
             _, data = load_training_data(found, root, config, console)
             with training_progress(console, data.name, config.train.epochs) as callback:

@@ -214,7 +214,7 @@ def bad_inputs(drawings):
         "resume what": (["--resume"], "--resume needs --name"),
         "set what varies": (
             [*space, *data, "--set", "memory.k=3"],
-            "--set memory.k: space.yaml varies it",
+            "--set memory.k: the space varies it",
         ),
         "a place that is no place": (
             [*space, *data, "--storage", "no://where"],
