@@ -55,6 +55,8 @@ def command(run: Callable[[list[str] | None], None]) -> Command:
                 traceback.print_exc()
             else:
                 print(f"failed: {_first_line(error)} (more in {log})", file=sys.stderr)
+                for note in getattr(error, "__notes__", ()):
+                    print(note, file=sys.stderr)
             return FAILED
         return DONE
 

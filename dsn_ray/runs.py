@@ -90,22 +90,28 @@ def run_folder(name: str | None, stem: str, storage: str | None) -> Iterator[Run
 
 @contextmanager
 def resumable(module: str, run: Run, shape: "Shape", options: Sequence[str] = ()) -> Iterator[None]:
-    """Turns Ctrl-C and SIGTERM into the command that goes on with a run, in the shape it has.
+    """Says which command goes on with a run, in the shape it has, where it is stopped or fails.
 
     Raises:
-        Interrupted: In place of `KeyboardInterrupt`.
+        Interrupted: In place of `KeyboardInterrupt`, which Ctrl-C and SIGTERM are.
     """
+    asked = [
+        word
+        for field in dataclasses.fields(shape)
+        if (value := getattr(shape, field.name)) != field.default
+        for word in ("--" + field.name.replace("_", "-"), f"{value:g}")
+    ]
+    words = ["python", "-m", module, "--resume", *run.options, *options, *asked]
+    hint = f"Go on with: {shlex.join(words)}"
     try:
         yield
     except KeyboardInterrupt:
-        asked = [
-            word
-            for field in dataclasses.fields(shape)
-            if (value := getattr(shape, field.name)) != field.default
-            for word in ("--" + field.name.replace("_", "-"), f"{value:g}")
-        ]
-        words = ["python", "-m", module, "--resume", *run.options, *options, *asked]
-        raise Interrupted(f"Go on with: {shlex.join(words)}") from None
+        raise Interrupted(hint) from None
+    except UserError:
+        raise
+    except Exception as error:
+        error.add_note(hint)
+        raise
 
 
 def _exists(place: str) -> bool:

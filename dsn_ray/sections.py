@@ -36,7 +36,8 @@ def _results(run: RunRecord, album: Album) -> Iterator[Section]:
         columns["difference"] = "difference"
     columns |= {"untrained": "untrained", "paper": "paper"}
     cells = [[getattr(line, name) for name in columns.values()] for line in lines]
-    table = Table(list(columns), cells, final_notes(rows, official))
+    notes = final_notes(rows, official, run.final.get("diverged", ()))
+    table = Table(list(columns), cells, notes)
     yield Section("Results", TITLE + ", of the final trainings.", [table])
 
 

@@ -123,7 +123,7 @@ def _sweep(sweep: Sweep, run: Run, shape: "Shape", final_only: bool) -> None:
     from dsn_ray.runtime import ray_cluster
     from dsn_ray.search import STUDY, best_setting, open_study, settings_tried
     from dsn_ray.shelf import Shelf
-    from dsn_ray.tables import final_table
+    from dsn_ray.tables import final_table, title_of
     from dsn_ray.training import check_weights
 
     found = {name: locate(name, root) for name, root in sweep.data}
@@ -161,6 +161,7 @@ def _sweep(sweep: Sweep, run: Run, shape: "Shape", final_only: bool) -> None:
             for name, config in sweep.configs():
                 shelf.data(name, config)
             results = FinalResults(run.folder / "final.json")
+            results.reopen()
             tried: list[dict[str, Any]] = []
             if not sweep.space.variants:
                 study = open_study(journal, sweep.space.sampler)
@@ -173,10 +174,13 @@ def _sweep(sweep: Sweep, run: Run, shape: "Shape", final_only: bool) -> None:
                 console.print(f"Best setting: {describe(results.setting)}")
                 every = sweep.space.final.settings == "all"
                 tried = settings_tried(study) if every else [results.setting]
-            candidates = candidates_of(sweep.finalists(tried), sweep.seeds)
+            candidates = candidates_of(sweep.finalists(tried), dict(sweep.data), sweep.seeds)
+            failure = None
             try:
                 final_job(candidates, shelf, resources, room, run.storage, results, console)
                 results.finish()
+            except Exception as error:  # what is there is shown all the same
+                failure = error
             finally:
                 missing = sum(not results.has(one) for one in candidates)
                 if results.rows:
@@ -187,11 +191,20 @@ def _sweep(sweep: Sweep, run: Run, shape: "Shape", final_only: bool) -> None:
                             results.official,
                             random_weights,
                             missing,
+                            results.diverged,
                         )
                     )
         with suppress(MissingExtraError):
             write_report(run.folder)
         console.print(str(run.folder), soft_wrap=True)
+        if failure:
+            raise failure
+        if results.diverged:
+            first = results.diverged[0]
+            raise UserError(
+                f"{len(results.diverged)} of {len(candidates)} final trainings diverged; the "
+                f"others are there. {title_of(first)}: {first['reason']}"
+            )
 
 
 def _search(

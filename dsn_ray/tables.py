@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 from rich.table import Table
 
@@ -116,6 +117,7 @@ def final_table(
     official: Mapping[str, bool],
     random_weights: bool,
     missing: int = 0,
+    diverged: Sequence[Mapping[str, Any]] = (),
 ) -> Table:
     """`final_lines` for a terminal.
 
@@ -125,6 +127,7 @@ def final_table(
         official: as of `final_lines`.
         random_weights: as of `final_lines`.
         missing: trainings whose rows are not there; a table without them is partial.
+        diverged: trainings that have no rows, as `final.json` has them.
     """
     compared = _variants(rows) != [""]
     several = len(_variants(rows)) > 1
@@ -145,7 +148,7 @@ def final_table(
             table.add_section()
         last = line.dataset
         table.add_row(*(getattr(line, name) for name in columns.values()))
-    table.caption = "; ".join(final_notes(rows, official)) + "."
+    table.caption = "; ".join(final_notes(rows, official, diverged)) + "."
     table.caption_justify = "left"
     return table
 
@@ -157,7 +160,15 @@ def partial_note(missing: int) -> str:
     return f" (PARTIAL: {missing} training{'s' * (missing > 1)} missing)"
 
 
-def final_notes(rows: Sequence[Row], official: Mapping[str, bool]) -> list[str]:
+def title_of(training: Mapping[str, Any]) -> str:
+    """A final training for people, by what `final.json` has of it."""
+    variant = f", {training['variant']}" if training.get("variant") else ""
+    return f"{training['dataset']}{variant}, seed {training['seed']}"
+
+
+def final_notes(
+    rows: Sequence[Row], official: Mapping[str, bool], diverged: Sequence[Mapping[str, Any]] = ()
+) -> list[str]:
     """What people must know to read `final_lines`."""
     variants = _variants(rows)
     notes = ["untrained: the backbone's pooled features, all of their dimensions"]
@@ -170,6 +181,9 @@ def final_notes(rows: Sequence[Row], official: Mapping[str, bool]) -> list[str]:
         )
     if not all(official.values()):
         notes.append("the paper's numbers compare only with the complete official data sets")
+    if diverged:
+        titles = " and ".join(map(title_of, diverged))
+        notes.append(f"{titles} diverged, and count in no mean")
     small = {row["dataset"]: row["gallery"] for row in rows if row["gallery"] <= 100}
     notes += [f"{name}: {n} photos are too few for Prec@100" for name, n in small.items()]
     return notes

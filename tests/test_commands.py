@@ -137,6 +137,29 @@ def test_a_training_that_diverges_ends_and_says_so(here, attached, drawings, cap
     assert "epoch 2/5" not in said.out
 
 
+@pytest.mark.slow
+def test_a_final_training_that_diverges_is_taken_down_and_the_others_are_there(
+    here, attached, drawings, capfd
+):
+    (here / "space.yaml").write_text(
+        "variants: {a: {optimizer.lr: 1e30}, b: {}}\nset: {network.backbone: efficientnet_lite0}\n"
+    )
+    given = ["--space", "space.yaml", "--data", f"folder:toy={drawings}", "--smoke-test"]
+    for options in ([*given, "--set", "train.epochs=2"], ["--resume"]):
+        assert tune.main([*options, "--name", "half", "--workers", "1"]) == 2
+        said = capfd.readouterr()
+        assert (
+            "1 of 2 final trainings diverged; the others are there. folder:toy, a, seed 0"
+            in said.err
+        )
+        assert "folder:toy, a, seed 0 diverged" in " ".join(said.out.split())
+        final = json.loads((here / "runs" / "half" / "final.json").read_text())
+        assert {row["variant"] for row in final["rows"]} == {"b"}
+        assert [one["variant"] for one in final["diverged"]] == ["a"]
+        assert "PARTIAL" not in (here / "runs" / "half" / "report.html").read_text()
+    assert "epoch 1/2" not in said.out
+
+
 def test_one_training_and_its_checkpoint(here, attached, drawings, capfd, monkeypatch):
     monkeypatch.setattr(Resources, "decoders", 1)  # as beside a GPU
     data = ["--data", f"folder:toy={drawings}"]

@@ -6,9 +6,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from dsn_ray import cli
+from dsn_ray.config import Config
 from dsn_ray.errors import Interrupted, UserError
 from dsn_ray.room import Shape
-from dsn_ray.runs import find_run, resumable, run_folder
+from dsn_ray.runs import find_run, resumable, resumed, run_folder, save_settings
+from dsn_ray.training import Training
 
 
 @pytest.mark.parametrize(
@@ -37,6 +40,25 @@ def test_a_stop_names_the_command_that_goes_on(name, storage, shape, command):
         raise KeyboardInterrupt
     assert str(stopped.value) == f"Go on with: {command}"
     assert shlex.split(command)[5] == name
+
+
+def test_a_failure_names_the_command_that_goes_on_and_bad_input_does_not(tmp_path, capsys):
+    @cli.command
+    def fails(_):
+        with (
+            resumable("dsn_ray.train", find_run("r", None), Shape(workers=2)),
+            cli.quiet_log("x", tmp_path),
+        ):
+            raise error
+
+    error = RuntimeError("no disk")
+    assert fails() == 1
+    said = capsys.readouterr().err.splitlines()[-2:]
+    assert said[0].startswith("failed: RuntimeError: no disk (more in ")
+    assert said[1] == "Go on with: python -m dsn_ray.train --resume --name r --workers 2"
+    error = UserError("Wrong.")
+    assert fails() == 2
+    assert "Go on" not in capsys.readouterr().err
 
 
 class ReadOnly(BaseHTTPRequestHandler):
@@ -79,7 +101,12 @@ def test_a_bucket_that_may_not_be_written_to_is_refused(tmp_path, monkeypatch):
         said = r"--storage s3://bucket/runs/first: it cannot be written to \(.*ACCESS_DENIED"
         with pytest.raises(UserError, match=said), run_folder("first", "any", "s3://bucket/runs"):
             pass
+        run = find_run("first", "s3://bucket/runs")
+        run.folder.mkdir()
+        save_settings(Training(Config(), ("sketchy", "S")), run)
+        with pytest.raises(UserError, match=said):
+            resumed("first", "s3://bucket/runs", False, Training.parse, lambda kept: kept)
     finally:
         server.shutdown()
         server.server_close()
-    assert not list(tmp_path.glob("runs/*"))
+    assert [path.name for path in tmp_path.glob("runs/*/*")] == ["config.yaml"]

@@ -146,5 +146,11 @@ def test_noise_is_what_welchs_test_says(some, others, expected):
     assert within_noise(some, others) is expected
 
 
+def test_what_diverged_is_named():
+    lost = [{"dataset": "x", "variant": "both", "seed": 3}, {"dataset": "y", "seed": 0}]
+    notes = final_notes(variants(), {"x": False}, lost)
+    assert "x, both, seed 3 and y, seed 0 diverged, and count in no mean" in notes
+
+
 def test_a_table_with_gaps_says_so():
     assert "(PARTIAL: 2 trainings missing)" in printed(variants(), "x", missing=2)
