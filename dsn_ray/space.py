@@ -71,6 +71,13 @@ class Parameter(Section):
             raise ValueError("low and high must be whole numbers")
         return self
 
+    def __str__(self) -> str:
+        """For people."""
+        values = f"one of {', '.join(map(str, self.extremes()))}"
+        if self.choices is None:
+            values = f"{self.distribution} from {self.low:g} to {self.high:g}"
+        return values + (f" where {describe(self.when)}" if self.when else "")
+
     def extremes(self) -> list[Any]:
         """Values that must be allowed for all others to be."""
         if self.choices is not None:

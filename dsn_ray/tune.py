@@ -108,7 +108,7 @@ def main(arguments: list[str] | None) -> None:
     if parsed.dry_run:
         from dsn_ray.plan import print_plan
 
-        print_plan(sweep, shape)
+        print_plan(sweep, shape, parsed.final_only)
     elif parsed.resume:
         go_on(sweep, run, shape, parsed.final_only)
     else:
