@@ -263,7 +263,7 @@ def _train(training: Training, run: Run, shape: "Shape") -> Path:
     from dsn_ray.progress import training_progress
     from dsn_ray.room import allot, check_storage_reaches_all
     from dsn_ray.runtime import ray_cluster
-    from dsn_ray.shelf import load_training_data
+    from dsn_ray.shelf import Shelf
 
     config, (name, root) = training.config, training.data
     found = locate(name, root)
@@ -276,7 +276,7 @@ def _train(training: Training, run: Run, shape: "Shape") -> Path:
             check_storage_reaches_all(run.storage)
             save_settings(training, run)
             console.print(f"Running {resources}.")
-            _, data = load_training_data(found, root, config, console)
+            data = Shelf({name: found}, {name: root}, console).data(name, config)
             with training_progress(console, data.name, config.train.epochs) as callback:
                 result = fit(
                     config,

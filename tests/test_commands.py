@@ -14,13 +14,14 @@ import torch
 import yaml
 from rich.console import Console
 
-from dsn_ray import evaluate, train, tune
+from dsn_ray import evaluate, run_evaluation, run_training, train, tune
 from dsn_ray.checkpoint import open_checkpoint
 from dsn_ray.data.pictures import load_pictures
 from dsn_ray.data.shards import locate, open_shards
 from dsn_ray.rating import UnseenPictures, evaluate_checkpoint
 from dsn_ray.room import Resources, Shape, allot
 from dsn_ray.runtime import ray_cluster
+from dsn_ray.training import Training
 from tests.conftest import SHAPES, UNSEEN, processes_with, rows_by_key
 
 SPACES = Path(__file__).parents[1] / "search_spaces"
@@ -164,9 +165,15 @@ def test_one_training_and_its_checkpoint(here, attached, drawings, capfd, monkey
     monkeypatch.setattr(Resources, "decoders", 1)  # as beside a GPU
     data = ["--data", f"folder:toy={drawings}"]
     given = smoke(**{"network.weights": "none"})
-    assert train.main([*data, *given, "--name", "one", "--workers", "1"]) == 0
-    checkpoint = Path(capfd.readouterr().out.splitlines()[-1])
+    asked = train._asked(train._arguments().parse_args([*data, *given]))
+    checkpoint = run_training(asked.config, ("folder:toy", drawings), name="one", workers=1)
+    assert Path(capfd.readouterr().out.splitlines()[-1]) == checkpoint
+    kept = yaml.safe_load((here / "runs" / "one" / "config.yaml").read_text())
+    assert Training.parse(kept) == asked  # from Python as from the command line
     assert {"state.pt", "about.json"} <= {path.name for path in checkpoint.iterdir()}
+    rows = run_evaluation(checkpoint, workers=1)
+    assert len(rows) == 8
+    assert all(0 < row["value"] <= 1 for row in rows)
     assert train.main([*data, "--resume", "--name", "one", "--set=loss.tau=0.5"]) == 2
     assert "disagree on" in capfd.readouterr().err
 
