@@ -81,12 +81,18 @@ class Sweep:
         ]
 
     def configs(self) -> Iterator[tuple[str, Config]]:
-        """The data set and the configuration of all kinds of trainings, the search's first."""
+        """The data set and the configuration of all kinds of trainings, the search's first.
+
+        Of what a search draws there are the least and greatest values, each on its own.
+        """
         for name, _ in self.data:
             if not self.space.variants:
                 yield name, self.config_on(name)
             for label in self.space.variants:
                 yield name, self.config_on(name, label)
+        for setting, parameter in self.space.parameters.items():
+            for value in parameter.extremes():
+                yield self.data[0][0], self.config.with_settings({setting: value})
 
     def changed(
         self, settings: Mapping[str, Any], trials: int | None, seeds: int | None

@@ -109,9 +109,9 @@ def check(
     """
     from dsn_ray.training import check_fits
 
-    for number, (name, config) in enumerate(sweep.configs()):
-        searched = number == 0 and bool(sweep.space.parameters) and not final_only
-        check_fits(config, found[name].seen_classes, workers, validate=searched)
+    searched = sweep.data[0][0] if sweep.space.parameters and not final_only else None
+    for name, config in sweep.configs():
+        check_fits(config, found[name].seen_classes, workers, validate=name == searched)
 
 
 def _sweep(sweep: Sweep, run: Run, shape: "Shape", final_only: bool) -> None:

@@ -191,6 +191,19 @@ def test_where_variants_are_compared_nothing_is_searched(drawings):
         check(searched, found, workers=1)
 
 
+def test_every_value_that_a_search_may_draw_is_checked(tmp_path, drawings):
+    (tmp_path / "space.yaml").write_text(
+        "parameters: {data.sketches_per_batch: {choices: [8, 9]}}\nsampler: {name: grid}\n"
+        "set: {data.validation_classes: 2}\n"
+    )
+    given = ["--space", str(tmp_path / "space.yaml"), "--data", f"folder:toy={drawings}"]
+    sweep = _asked(_arguments().parse_args(given))
+    found = {name: locate(name, root) for name, root in sweep.data}
+    check(sweep, found, workers=1)
+    with pytest.raises(UserError, match=r"data\.sketches_per_batch=9 cannot be shared equally"):
+        check(sweep, found, workers=2)
+
+
 def test_seeds_are_three_but_one_on_the_embedded_data():
     embedded = _asked(_arguments().parse_args(["--space", "search_spaces/lambdas.yaml"]))
     assert embedded.seeds == 1
