@@ -366,8 +366,8 @@ def load_yaml(path: Path) -> tuple[Any, Place]:
         raise UserError(f"{path} cannot be read: {reason}.") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: this is not valid YAML.") from None
+        where = f"{path}, line {mark.line + 1}" if mark else path
+        raise UserError(f"{where}: this is not valid YAML.") from None
 
 
 def _lines(node: yaml.Node | None, above: Keys = ()) -> Iterator[tuple[Keys, int]]:
