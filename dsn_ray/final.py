@@ -211,10 +211,13 @@ def final_job(
             about = {"dataset": one.dataset, "trunk": one.trunk}
             results.untrained += [{**row, **about} for row in rows]
             results.save()
-    missing = [one for one in candidates if not results.has(one)]
-    if not missing:
+    equal: dict[str, list[Candidate]] = {}
+    for one in candidates:
+        if not results.has(one):
+            equal.setdefault(one.folder, []).append(one)
+    if not equal:
         return
-    left = list({one.folder: one for one in reversed(missing)}.values())[::-1]
+    left = [first for first, *_ in equal.values()]
     epochs = [one.config.train.epochs for one in left]
     console.print(
         f"{len(left)} final training{'s' * (len(left) > 1)} on all seen classes, {sum(epochs)} "
@@ -231,8 +234,7 @@ def final_job(
         )
         for one in left
     ]
-    twins = [[one for one in missing if one.folder == job.folder] for job in left]
-    collector = _Collector(twins, results, f"{storage}/final")
+    collector = _Collector(list(equal.values()), results, f"{storage}/final")
     progress = FinalProgress(console, [one.title for one in left], epochs)
     run = results.folder.parent
     name_of = partial(name_of_final, [Name(one.title, one.dataset) for one in left])

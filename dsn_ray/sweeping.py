@@ -197,7 +197,7 @@ def _sweep(sweep: Sweep, run: Run, shape: "Shape", final_only: bool) -> None:
         with suppress(MissingExtraError):
             write_report(run.folder)
         console.print(str(run.folder), soft_wrap=True)
-        if failure:
+        if failure is not None:
             raise failure
         if results.diverged:
             first = results.diverged[0]

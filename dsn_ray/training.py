@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dsn_ray import cli
 from dsn_ray.config import Config
 from dsn_ray.errors import UserError
-from dsn_ray.runs import Run, resumable, run_folder, save_settings
+from dsn_ray.runs import Run, resumable, resumed, run_folder, save_settings
 
 if TYPE_CHECKING:
     import ray.train
@@ -216,15 +216,19 @@ def run_training(
     *,
     name: str | None = None,
     storage: str | None = None,
+    resume: bool = False,
+    allow_changed: bool = False,
     **shape: Any,
 ) -> Path:
-    """Trains once, on all seen classes of a data set.
+    """Trains once, on all seen classes of a data set, as `python -m dsn_ray.train` does.
 
     Args:
         config: the training.
         data: name and folder of the data set.
         name: of the run; None for the data set and the time.
         storage: folder or URL that holds runs; None for `runs` in the working folder.
+        resume: go on with the run of that name, given what it was given.
+        allow_changed: with `resume`, go on although something else is given.
         shape: fields of `dsn_ray.room.Shape`.
 
     Returns:
@@ -242,7 +246,11 @@ def run_training(
     from dsn_ray.room import Shape
 
     (place,) = cli.as_data([data])
-    return start(Training(config, place), name, storage, Shape(**shape))
+    training = Training(config, place)
+    if not resume:
+        return start(training, name, storage, Shape(**shape))
+    run, training = resumed(name, storage, allow_changed, Training.parse, lambda _: training)
+    return go_on(training, run, Shape(**shape))
 
 
 def start(training: Training, name: str | None, storage: str | None, shape: "Shape") -> Path:

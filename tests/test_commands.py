@@ -18,6 +18,7 @@ from dsn_ray import evaluate, run_evaluation, run_training, train, tune
 from dsn_ray.checkpoint import open_checkpoint
 from dsn_ray.data.pictures import load_pictures
 from dsn_ray.data.shards import locate, open_shards
+from dsn_ray.errors import UserError
 from dsn_ray.rating import UnseenPictures, evaluate_checkpoint
 from dsn_ray.room import Resources, Shape, allot
 from dsn_ray.runtime import ray_cluster
@@ -171,6 +172,9 @@ def test_one_training_and_its_checkpoint(here, attached, drawings, capfd, monkey
     kept = yaml.safe_load((here / "runs" / "one" / "config.yaml").read_text())
     assert Training.parse(kept) == asked  # from Python as from the command line
     assert {"state.pt", "about.json"} <= {path.name for path in checkpoint.iterdir()}
+    other = asked.config.with_settings({"loss.tau": 0.5})
+    with pytest.raises(UserError, match=r"disagree on config\.loss\.tau \(0\.07, now 0\.5\)"):
+        run_training(other, ("folder:toy", drawings), name="one", workers=1, resume=True)
     rows = run_evaluation(checkpoint, workers=1)
     assert len(rows) == 8
     assert all(0 < row["value"] <= 1 for row in rows)
