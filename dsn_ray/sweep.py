@@ -49,7 +49,7 @@ class Sweep:
         whole = len(self.space.grid()) if self.space.sampler.name == "grid" else 0
         if self.trials < whole:
             return f"the first {self.trials} of the grid's {whole} points"
-        return f"{self.trials} {'points' if whole else 'trials'}"
+        return f"{self.trials} {'points' if whole else 'settings'}"
 
     def config_on(self, data: str, variant: str | None = None) -> Config:
         """The configuration on a data set."""

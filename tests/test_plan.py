@@ -67,7 +67,7 @@ def test_a_dry_run_refuses_what_the_run_refuses(drawings, capsys):
 @pytest.mark.parametrize(
     ("space", "expected"),
     [
-        ("lambdas.yaml", ["The search tries 3 trials: 1: lambda1=0.1 lambda2=1 tau=0.07 k=10 ",
+        ("lambdas.yaml", ["The search tries 3 settings: 1: lambda1=0.1 lambda2=1 tau=0.07 k=10 ",
                           " loss.tau: loguniform from 0.02 to 0.5 memory.k: int from 1 to 30 "]),
         ("figure3.yaml", ["the first 3 of the grid's 16 points: 1: lambda1=0.01 lambda2=0.01 ",
                           "3: lambda1=0.01 lambda2=1 Each training"]),

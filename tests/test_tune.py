@@ -172,7 +172,7 @@ def test_a_grid_is_cut_only_where_that_is_asked_for_and_said():
     assert (embedded.trials, embedded.tries) == (16, "16 points")
     cut = _asked(_arguments().parse_args([*grid, "--trials", "5"]))
     assert (cut.trials, cut.tries) == (5, "the first 5 of the grid's 16 points")
-    assert asked("--trials", "9").tries == "9 trials"
+    assert asked("--trials", "9").tries == "9 settings"
 
 
 def test_where_variants_are_compared_nothing_is_searched(drawings):
