@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,7 +16,6 @@ from dsn_ray.errors import Interrupted, UserError, warnings_shown_by
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dsn_ray.config import Config
     from dsn_ray.room import Shape
 
 DONE, FAILED, WRONG_INPUT = 0, 1, 2
@@ -56,6 +55,8 @@ def command(run: Callable[[list[str] | None], None]) -> Command:
                 traceback.print_exc()
             else:
                 print(f"failed: {_first_line(error)} (more in {log})", file=sys.stderr)
+                for note in getattr(error, "__notes__", ()):
+                    print(note, file=sys.stderr)
             return FAILED
         return DONE
 
@@ -169,41 +170,18 @@ def add_run_arguments(to: argparse.ArgumentParser) -> None:
     )
 
 
-def config_of(
-    parsed: argparse.Namespace,
-    data: str,
-    embedded: bool,
-    layers: Mapping[str, Any] | None = None,
-    recipe: str | None = None,
-) -> "Config":
-    """The configuration that the options of `add_config_arguments` ask for.
-
-    Args:
-        parsed: the options; `--set` goes over `layers`, over `--config`, over `--recipe`.
-        data: the data set to train on; a recipe may have settings for it.
-        embedded: whether the embedded data is run, which has defaults of its own.
-        layers: settings by dotted name.
-        recipe: goes before `--recipe`.
+def settings_of(parsed: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of `--config`, and those of `--set` and `--weights`, which go over all others.
 
     Raises:
-        UserError: If a file, a name or a value is not allowed.
+        UserError: If a file cannot be read, or a setting in it is not allowed.
     """
-    from dsn_ray.config import (
-        DEMONSTRATION,
-        Config,
-        load_config,
-        parse_settings,
-        recipe_settings,
-    )
+    from dsn_ray.config import load_settings, parse_settings
 
-    settings = parse_settings(parsed.settings)
+    over = parse_settings(parsed.settings)
     if parsed.weights:
-        settings["network.weights"] = parsed.weights
-    base = Config().with_settings(recipe_settings(recipe or parsed.recipe or "paper", data))
-    base = base.with_settings(DEMONSTRATION if embedded else {})
-    if parsed.config:
-        base = load_config(parsed.config, base)
-    return base.with_settings(layers or {}).with_settings(settings)
+        over["network.weights"] = parsed.weights
+    return load_settings(parsed.config) if parsed.config else {}, over
 
 
 def parse_data(arguments: list[str]) -> list[tuple[str, str | None]]:
@@ -220,6 +198,11 @@ def parse_data(arguments: list[str]) -> list[tuple[str, str | None]]:
         if names.count(name) > 1:
             raise UserError(f"--data {name} is given twice; label the second as folder:LABEL.")
     return parsed
+
+
+def as_data(pairs: "Sequence[tuple[str, str | Path | None]]") -> list[tuple[str, str | None]]:
+    """Names and places as `parse_data` gives them, of those that Python gave."""
+    return parse_data([name if place is None else f"{name}={place}" for name, place in pairs])
 
 
 def check_writable(folder: Path, where: str) -> None:

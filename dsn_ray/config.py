@@ -295,6 +295,25 @@ DEMONSTRATION: dict[str, Any] = {
 """Settings of the embedded demonstration: small pictures and batches, for two cores."""
 
 
+def layered(data: str, embedded: bool, recipe: str | None, *layers: Mapping[str, Any]) -> Config:
+    """The configuration on a data set.
+
+    Args:
+        data: the data set; a recipe may have settings for it.
+        embedded: whether the demonstration is run, whose settings go over the recipe's.
+        recipe: where it starts from; None for the paper.
+        layers: settings by dotted name, each going over those before it.
+
+    Raises:
+        UserError: If there is no such recipe, or a name or a value is not allowed.
+    """
+    demonstration = DEMONSTRATION if embedded else {}
+    config = Config()
+    for layer in (recipe_settings(recipe or "paper", data), demonstration, *layers):
+        config = config.with_settings(layer)
+    return config
+
+
 Keys = tuple[str | int, ...]
 """The way to a value in a YAML file: keys of mappings and numbers in lists."""
 
@@ -344,19 +363,26 @@ def load_yaml(path: Path) -> tuple[Any, Place]:
     """Reads a YAML file: what it holds, and where in it each key stands.
 
     Raises:
-        UserError: If it cannot be read or is not YAML.
+        UserError: If it cannot be read, is not YAML, or has a key twice.
     """
     try:
         text = path.read_text(encoding="utf-8")
-        lines = dict(_lines(yaml.compose(text, yaml.SafeLoader)))
+        lines: dict[Keys, int] = {}
+        for keys, line in _lines(yaml.compose(text, yaml.SafeLoader)):
+            if keys in lines:
+                name = ".".join(map(str, keys))
+                raise UserError(
+                    f"{path}, line {line}: {name} stands on line {lines[keys]} already."
+                )
+            lines[keys] = line
         return yaml.safe_load(text), Place(str(path), lines)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not a text file"
         raise UserError(f"{path} cannot be read: {reason}.") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: this is not valid YAML.") from None
+        where = f"{path}, line {mark.line + 1}" if mark else path
+        raise UserError(f"{where}: this is not valid YAML.") from None
 
 
 def _lines(node: yaml.Node | None, above: Keys = ()) -> Iterator[tuple[Keys, int]]:
@@ -372,24 +398,19 @@ def _lines(node: yaml.Node | None, above: Keys = ()) -> Iterator[tuple[Keys, int
             yield from _lines(value, (*above, number))
 
 
-def load_config(path: Path, base: Config | None = None) -> Config:
-    """Reads a configuration file with any of the sections.
-
-    Args:
-        path: the file.
-        base: gives what the file leaves out; None for the defaults.
+def load_settings(path: Path) -> dict[str, Any]:
+    """The settings of a configuration file, which has any of the sections, by dotted name.
 
     Raises:
         UserError: If it cannot be read, a key is unknown or a value is not allowed.
     """
     tree, place = load_yaml(path)
-    tree = {} if tree is None else tree
-    if isinstance(tree, dict):
-        kept = (base or Config()).model_dump()
-        for section, keys in tree.items():
-            kept[section] = {**kept.get(section, {}), **keys} if isinstance(keys, dict) else keys
-        tree = kept
-    return parse_config(tree, place)
+    values = parse_config({} if tree is None else tree, place).model_dump()
+    return {
+        f"{section}.{key}": values[section][key]
+        for section, keys in (tree or {}).items()
+        for key in keys
+    }
 
 
 def parse_settings(pairs: list[str]) -> dict[str, Any]:
@@ -407,7 +428,7 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
             value = text
-        settings[name.strip()] = _number(value)
+        settings[name.strip()] = as_number(value)
     return settings
 
 
@@ -450,7 +471,7 @@ def _names_near(name: str) -> str:
     return f"the sections are {', '.join(Config.model_fields)}, as in loss.lambda1"
 
 
-def _number(value: Any) -> Any:
+def as_number(value: Any) -> Any:
     """YAML 1.1 reads 1e-4 as text; people mean a number."""
     if isinstance(value, str):
         try:

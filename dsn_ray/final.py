@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from dsn_ray.room import Resources
 from dsn_ray.runtime import quiet_data
 from dsn_ray.search import ListSearcher
 from dsn_ray.shelf import Shelf, TrainingData
+from dsn_ray.tables import title_of
 from dsn_ray.training import fit, kept_checkpoint, on_this_machine
 from dsn_ray.trials import run_trials
 
@@ -50,25 +51,36 @@ class Candidate:
         variant: name of what is compared; empty for the best setting of a search.
         settings: what it differs in, by dotted name.
         dataset: the data set.
+        root: where it is read from; None for the embedded ones.
         config: the training, seed included.
     """
 
     variant: str
     settings: dict[str, Any]
     dataset: str
+    root: str | None
     config: Config
 
     @property
     def title(self) -> str:
         """For people."""
-        variant = f", {self.variant}" if self.variant else ""
-        return f"{self.dataset}{variant}, seed {self.config.train.seed}"
+        return title_of(_about(self))
 
     @property
     def folder(self) -> str:
-        """The name of its folder: equal trainings have the same, others another."""
-        digest = hashlib.sha256(self.config.model_dump_json().encode()).hexdigest()[:8]
+        """The name of its folder: equal trainings on the same pictures have the same."""
+        digest = _digest(self.root or "", self.config.model_dump_json())
         return f"{self.dataset.replace(':', '-')}-{digest}-seed{self.config.train.seed}"
+
+    @property
+    def trunk(self) -> str:
+        """Stands for what decides the numbers before training."""
+        network = self.config.network
+        return _digest(self.root, network.backbone, network.weights, self.config.data.px)
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256("".join(map(str, parts)).encode()).hexdigest()[:8]
 
 
 class FinalResults:
@@ -77,7 +89,8 @@ class FinalResults:
     Attributes:
         setting: the best of the search; None for variants.
         rows: one per data set, variant, seed, codes, protocol and metric.
-        untrained: the same of the trunk before training, without seed and checkpoint.
+        diverged: one per training that has no numbers, because its loss became none.
+        untrained: as rows, of the trunk before training, without seed and checkpoint.
         official: whether each data set is the complete official one.
         folder: where checkpoints are copied that a URL keeps.
     """
@@ -90,20 +103,51 @@ class FinalResults:
         kept = json.loads(found.read_text(encoding="utf-8")) if found else {}
         self.setting: dict[str, Any] | None = kept.get("setting")
         self.rows: list[Row] = kept.get("rows", [])
+        self.diverged: list[dict[str, Any]] = kept.get("diverged", [])
         self.untrained: list[Row] = kept.get("untrained", [])
         self.official: dict[str, bool] = kept.get("official", {})
+        self._candidates: Sequence[Candidate] = ()
 
     def has(self, candidate: Candidate) -> bool:
-        """Whether a training's rows are there."""
-        return any(_is_of(row, candidate) for row in self.rows)
+        """Whether it is known what came of a training."""
+        return any(_is_of(row, candidate) for row in [*self.rows, *self.diverged])
+
+    def reopen(self) -> None:
+        """Takes the file's name back until `finish`: something may be missing now."""
+        if self._unfinished.exists():
+            self._path.unlink(missing_ok=True)
+        elif self._path.exists():
+            self._path.replace(self._unfinished)
 
     def keep_only(self, candidates: Sequence[Candidate]) -> None:
-        """Drops the rows of trainings that are not asked for any more."""
-        self.rows = [row for row in self.rows if any(_is_of(row, one) for one in candidates)]
+        """Drops what is there of trainings that are not asked for any more."""
+        self._candidates = candidates
+        trunks = {one.dataset: one.trunk for one in reversed(candidates)}
+        self.untrained = [r for r in self.untrained if trunks.get(r["dataset"]) == r.get("trunk")]
+        self._arrange()
+
+    def add(self, one: Candidate, rows: list[Row], checkpoint: Path) -> None:
+        """Takes a training's rows, whose place is that of their candidate, whenever it ended."""
+        about = _about(one)
+        self.rows += [{**row, **about, "checkpoint": str(checkpoint)} for row in rows]
+        self._arrange()
+        self.save()
+
+    def add_diverged(self, one: Candidate, reason: str) -> None:
+        """Takes down that a training has no numbers."""
+        self.diverged.append({**_about(one), "reason": reason})
+        self._arrange()
+        self.save()
+
+    def _arrange(self) -> None:
+        self.rows, self.diverged = (
+            [row for one in self._candidates for row in rows if _is_of(row, one)]
+            for rows in (self.rows, self.diverged)
+        )
 
     def save(self) -> None:
         """Writes what is there so far, whole or not at all."""
-        names = ("setting", "rows", "untrained", "official")
+        names = ("setting", "rows", "diverged", "untrained", "official")
         contents = {name: getattr(self, name) for name in names}
         new = self._unfinished.with_suffix(".new")
         new.write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
@@ -115,9 +159,18 @@ class FinalResults:
         self._unfinished.replace(self._path)
 
 
+def _about(one: Candidate) -> dict[str, Any]:
+    return {
+        "dataset": one.dataset,
+        **({"variant": one.variant} if one.variant else {}),
+        "seed": one.config.train.seed,
+        "parameters": one.settings,
+        "training": one.folder,
+    }
+
+
 def _is_of(row: Row, one: Candidate) -> bool:
-    mine = one.dataset, one.variant, one.config.train.seed, one.settings
-    return mine == (row["dataset"], row.get("variant", ""), row["seed"], row["parameters"])
+    return (row.get("training"), row.get("variant", "")) == (one.folder, one.variant)
 
 
 def final_job(
@@ -131,6 +184,8 @@ def final_job(
 ) -> None:
     """Trains and rates every candidate; what `results` holds is not done again.
 
+    One that diverges is taken down as such, and the others go on.
+
     Args:
         candidates: the trainings, in their order.
         shelf: has the pictures of their data sets.
@@ -141,7 +196,6 @@ def final_job(
         console: says what runs.
 
     Raises:
-        UserError: If a training diverged.
         RuntimeError: If one failed.
     """
     results.keep_only(candidates)
@@ -155,11 +209,16 @@ def final_job(
             console.print(f"{one.dataset}: rating the untrained trunk", soft_wrap=True)
             contents = ray.get(shelf.data(one.dataset, one.config).contents)
             rows = evaluate_untrained(one.config, unseen[at], contents.weights, resources)
-            results.untrained += [{**row, "dataset": one.dataset} for row in rows]
+            about = {"dataset": one.dataset, "trunk": one.trunk}
+            results.untrained += [{**row, **about} for row in rows]
             results.save()
-    left = [one for one in candidates if not results.has(one)]
-    if not left:
+    equal: dict[str, list[Candidate]] = {}
+    for one in candidates:
+        if not results.has(one):
+            equal.setdefault(one.folder, []).append(one)
+    if not equal:
         return
+    left = [first for first, *_ in equal.values()]
     epochs = [one.config.train.epochs for one in left]
     console.print(
         f"{len(left)} final training{'s' * (len(left) > 1)} on all seen classes, {sum(epochs)} "
@@ -176,7 +235,7 @@ def final_job(
         )
         for one in left
     ]
-    collector = _Collector(left, results, f"{storage}/final")
+    collector = _Collector(list(equal.values()), results, f"{storage}/final")
     progress = FinalProgress(console, [one.title for one in left], epochs)
     run = results.folder.parent
     name_of = partial(name_of_final, [Name(one.title, one.dataset) for one in left])
@@ -192,8 +251,6 @@ def final_job(
             storage,
             "tune-final",
         )
-    if collector.refused:
-        raise UserError(" ".join(dict.fromkeys(collector.refused)))
     if missing := [one for one in left if not results.has(one)]:
         raise RuntimeError(
             f"{len(missing)} of {len(left)} final trainings failed: "
@@ -230,7 +287,7 @@ def _final_trial(
     try:
         kept = kept_checkpoint(result, job.config)
     except UserError as error:
-        tune.report({**epochs, "refused": str(error)})
+        tune.report({**epochs, "diverged": str(error)})
         return
     quiet_data()
     with kept.as_directory() as folder:
@@ -241,22 +298,27 @@ def _final_trial(
 
 
 class _Collector(tune.Callback):
-    """Takes the rows of each training into the results as soon as they are there."""
+    """Takes what came of each training into the results as soon as it is there.
+
+    Equal trainings are run once, and what came of it is that of all of them.
+    """
 
     def __init__(
-        self, candidates: Sequence[Candidate], results: FinalResults, storage: str
+        self, twins: Sequence[Sequence[Candidate]], results: FinalResults, storage: str
     ) -> None:
-        self._candidates, self._results, self._storage = candidates, results, storage
-        self.refused: list[str] = []
+        self._twins, self._results, self._storage = twins, results, storage
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
     ) -> None:
-        one = self._candidates[trial.config["number"]]
-        if "refused" in result:
-            self.refused.append(f"{one.title}: {result['refused']}")
-        if "rows" not in result:
+        twins = self._twins[trial.config["number"]]
+        # A trial that Tune runs again, because it failed after its report, reports again.
+        new = [one for one in twins if not self._results.has(one)]
+        for one in new if "diverged" in result else []:
+            self._results.add_diverged(one, result["diverged"])
+        if "rows" not in result or not new:
             return
+        one = twins[0]
         filesystem = FileSystem.from_uri(self._storage)[0] if "://" in self._storage else None
         kept = Checkpoint(result["kept"], filesystem)
         here = self._results.folder / one.folder
@@ -265,38 +327,30 @@ class _Collector(tune.Callback):
             there = Folder.at(f"{self._storage}/{one.folder}") / DETAILS
             for name in there.names():
                 (Folder.at(here) / DETAILS).write(name, there.read(name))
-        about = {
-            "dataset": one.dataset,
-            **({"variant": one.variant} if one.variant else {}),
-            "seed": one.config.train.seed,
-            "checkpoint": str(checkpoint),
-            "parameters": one.settings,
-        }
-        self._results.rows += [{**row, **about} for row in result["rows"]]
-        self._results.save()
+        for one in new:
+            self._results.add(one, result["rows"], checkpoint)
 
 
 def candidates_of(
-    settings: Iterable[tuple[str, dict[str, Any], dict[str, Config]]], seeds: int
+    settings: Iterable[tuple[str, dict[str, Any], dict[str, Config]]],
+    data: Mapping[str, str | None],
+    seeds: int,
 ) -> list[Candidate]:
     """The trainings of a final job: every data set, every seed, every setting, in this order.
 
     Args:
         settings: of each its variant's name, what it differs in, and its configuration on each
             data set.
+        data: where each data set is read from.
         seeds: trainings of each on each data set, with seeds from `train.seed` on.
     """
     settings = list(settings)
-    datasets = dict.fromkeys(name for *_, configs in settings for name in configs)
-    return [
-        Candidate(
-            variant,
-            differs,
-            dataset,
-            config.with_settings({"train.seed": config.train.seed + number}),
-        )
-        for dataset in datasets
-        for number in range(seeds)
-        for variant, differs, configs in settings
-        for config in [configs[dataset]]
-    ]
+    found: dict[tuple[str, str], Candidate] = {}
+    for dataset, root in data.items():
+        for number in range(seeds):
+            for variant, differs, configs in settings:
+                config = configs[dataset]
+                config = config.with_settings({"train.seed": config.train.seed + number})
+                one = Candidate(variant, differs, dataset, root, config)
+                found.setdefault((variant, one.folder), one)
+    return list(found.values())

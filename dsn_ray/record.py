@@ -65,9 +65,17 @@ class EpochLog(tune.Callback):
             return
         title, dataset = self._name_of(trial.config)
         kept = {k: v for k, v in result.items() if k.startswith("loss_") or k in _KEPT}
-        with self._path.open("a", encoding="utf-8") as file:
-            line = {"training": title, "dataset": dataset, "epoch": result["epoch"], **kept}
-            file.write(json.dumps(line) + "\n")
+        line = {"training": title, "dataset": dataset, "epoch": result["epoch"], **kept}
+        _add_line(self._path, line)
+
+
+def _add_line(path: Path, line: dict[str, Any]) -> None:
+    """Adds to a JSON-lines file, from which a last line cut short, as by a full disk, goes."""
+    with path.open("a+b") as file:
+        file.seek(0)
+        whole = file.read().rfind(b"\n") + 1
+        file.truncate(whole)
+        file.write(json.dumps(line).encode() + b"\n")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -165,8 +173,7 @@ def session(folder: Path, cluster: str) -> Iterator[None]:
             "python": platform.python_version(),
             "packages": {name: _version(name) for name in _PACKAGES},
         }
-        with (folder / SESSIONS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        _add_line(folder / SESSIONS, line)
 
 
 def _processor() -> str:

@@ -1,6 +1,5 @@
 """Where a run keeps what it makes: its folder and storage, and how one is gone on with."""
 
-import argparse
 import dataclasses
 import fcntl
 import os
@@ -23,11 +22,6 @@ from dsn_ray.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
     from dsn_ray.room import Shape
-
-_DECIDING = (
-    *("space", "data", "recipe", "config", "settings", "weights", "trials", "seeds"),
-    "smoke_test",
-)
 
 DRIVERS = "drivers.txt"
 """A line for each process that has worked on a run; the one at work holds a lock on the file."""
@@ -204,22 +198,28 @@ def bring_records(run: Run) -> None:
 
 @contextmanager
 def resumable(module: str, run: Run, shape: "Shape", options: Sequence[str] = ()) -> Iterator[None]:
-    """Turns Ctrl-C and SIGTERM into the command that goes on with a run, in the shape it has.
+    """Says which command goes on with a run, in the shape it has, where it is stopped or fails.
 
     Raises:
-        Interrupted: In place of `KeyboardInterrupt`.
+        Interrupted: In place of `KeyboardInterrupt`, which Ctrl-C and SIGTERM are.
     """
+    asked = [
+        word
+        for field in dataclasses.fields(shape)
+        if (value := getattr(shape, field.name)) != field.default
+        for word in ("--" + field.name.replace("_", "-"), f"{value:g}")
+    ]
+    words = ["python", "-m", module, "--resume", *run.options, *options, *asked]
+    hint = f"Go on with: {shlex.join(words)}"
     try:
         yield
     except KeyboardInterrupt:
-        asked = [
-            word
-            for field in dataclasses.fields(shape)
-            if (value := getattr(shape, field.name)) != field.default
-            for word in ("--" + field.name.replace("_", "-"), f"{value:g}")
-        ]
-        words = ["python", "-m", module, "--resume", *run.options, *options, *asked]
-        raise Interrupted(f"Go on with: {shlex.join(words)}") from None
+        raise Interrupted(hint) from None
+    except UserError:
+        raise
+    except Exception as error:
+        error.add_note(hint)
+        raise
 
 
 def _exists(place: str) -> bool:
@@ -232,8 +232,8 @@ def _exists(place: str) -> bool:
         raise UserError(f"--storage {place}: it cannot be reached ({reason}).") from None
 
 
-def _check_rights(storage: str) -> None:
-    """Writes and deletes where a URL points, as a run will.
+def _check_rights(storage: str, within: str = "") -> None:
+    """Writes and deletes a folder where a URL points, as a run will, or within what is there.
 
     Raises:
         UserError: If that is not allowed.
@@ -243,6 +243,7 @@ def _check_rights(storage: str) -> None:
     if "://" not in storage:
         return
     folder = Folder.at(storage)
+    folder = folder / within if within else folder
     try:
         folder.write("probe", b"")
         folder.remove()
@@ -270,22 +271,28 @@ def save_settings(asked: Asked, run: Run) -> None:
 
 
 def resumed(
-    parsed: argparse.Namespace, parse: Callable[[Any], AskedT], ask: Callable[[], AskedT]
+    name: str | None,
+    storage: str | None,
+    allow_changed: bool,
+    parse: Callable[[Any], AskedT],
+    ask: Callable[[AskedT], AskedT],
 ) -> tuple[Run, AskedT]:
-    """The run that `--resume --name N` goes on with, and what its `config.yaml` asks for.
+    """The run that `--resume --name N` goes on with, and what is asked of it.
 
     Args:
-        parsed: the options; what decides the numbers may be left out, but is only changed with
-            `--allow-changed`.
+        name: of the run.
+        storage: as of `find_run`.
+        allow_changed: whether something else may be asked than before.
         parse: reads the contents of `config.yaml`.
-        ask: reads the options.
+        ask: what is asked now, given what was.
 
     Raises:
-        UserError: If there is no such run, its file is broken, or the options ask for another.
+        UserError: If there is no such run, its file is broken, something else is asked although
+            that is not allowed, or its storage cannot be written to.
     """
-    if parsed.name is None:
+    if name is None:
         raise UserError("--resume needs --name, the run to go on with.")
-    run = find_run(parsed.name, parsed.storage)
+    run = find_run(name, storage)
     bring_records(run)
     path = run.folder / "config.yaml"
     if not path.exists():
@@ -294,19 +301,17 @@ def resumed(
         kept = parse(load_yaml(path)[0])
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{path} is broken, so this run cannot be resumed.") from None
-    if any(getattr(parsed, option, None) for option in _DECIDING):
-        asked = ask()
-        changed = list(_differences(kept.tree(), asked.tree()))
-        if changed and not parsed.allow_changed:
-            raise UserError(
-                f"--resume: {path} and the options disagree on {'; '.join(changed[:3])}"
-                f"{' and more' if len(changed) > 3 else ''}; leave these options out, give "
-                "--allow-changed to go on with what they say, or choose another --name."
-            )
-        if changed:
-            save_settings(asked, run)
-        return run, asked
-    return run, kept
+    asked = ask(kept)
+    changed = list(_differences(kept.tree(), asked.tree()))
+    if changed and not allow_changed:
+        raise UserError(
+            f"--resume: {path} and the options disagree on {'; '.join(changed[:3])}"
+            f"{' and more' if len(changed) > 3 else ''}; leave these options out, give "
+            "--allow-changed to go on with what they say, or choose another --name."
+        )
+    check_writable(run.folder, "--name")
+    _check_rights(run.storage, "probe")
+    return run, asked
 
 
 def _differences(kept: Any, asked: Any, name: str = "") -> Iterator[str]:

@@ -37,7 +37,8 @@ def _results(run: RunRecord, album: Album) -> Iterator[Section]:
         columns["difference"] = "difference"
     columns |= {"untrained": "untrained", "paper": "paper"}
     cells = [[getattr(line, name) for name in columns.values()] for line in lines]
-    table = Table(list(columns), cells, final_notes(rows, official))
+    notes = final_notes(rows, official, run.final.get("diverged", ()))
+    table = Table(list(columns), cells, notes)
     yield Section("Results", TITLE + ", of the final trainings.", [table])
 
 
@@ -54,13 +55,11 @@ def _ablation(run: RunRecord, album: Album) -> Iterator[Section]:
     ]
     cells = []
     for line in lines:
-        paper = TABLE_2[line.variant].get(line.dataset)
-        mark = "" if official[line.dataset] else " (other data)"
         cells.append(
             [
                 *(line.dataset, line.variant),
                 *(text.partition(" / ")[0] for text in (line.trained, line.difference)),
-                "-" if paper is None else f"{paper:.3f}{mark}",
+                line.paper,
             ]
         )
     header = ["data set", "variant", "mAP@all", "difference", "paper"]

@@ -1,22 +1,22 @@
 """Data sets ready for training: each loaded once, its bulk in Ray's object store."""
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dsn_ray.config import Config
-from dsn_ray.space import PREPARED_ONCE
 
 if TYPE_CHECKING:
     import ray
     from numpy.typing import NDArray
     from rich.console import Console
 
-    from dsn_ray.data.catalog import Domain, Source
+    from dsn_ray.data.catalog import Domain, Source, Split
     from dsn_ray.data.pictures import Pictures
     from dsn_ray.data.shards import Shards
     from dsn_ray.model.weights import ImagenetWeights
@@ -59,61 +59,11 @@ class TrainingData:
     contents: "ray.ObjectRef[Contents]"
 
 
-def load_training_data(
-    found: "Source | Shards", root: str | None, config: Config, console: "Console"
-) -> "tuple[Shards, TrainingData]":
-    """Puts a data set into the object store: pictures, teacher's logits, mask and weights.
-
-    Args:
-        found: the data set; raw pictures are prepared into the user's cache, once.
-        root: where it was read from; None for the embedded ones.
-        config: decides what is loaded.
-        console: says what the data set holds, and what is wrong with it.
-
-    Raises:
-        UserError: If the data or the backbone's weights cannot be used.
-    """
-    import ray
-
-    from dsn_ray.data.pictures import load_pictures
-    from dsn_ray.data.semantics import mask_rows
-    from dsn_ray.data.shards import open_shards
-    from dsn_ray.data.teaching import teacher_logits
-    from dsn_ray.model import imagenet_weights
-
-    started = time.monotonic()
-    with console.status(f"{found.name}: preparing pictures and the teacher's logits"):
-        shards = open_shards(found)
-        weights = imagenet_weights(config.network.backbone, config.network.weights)
-        stored = config.data.teacher_sees == "stored"
-        mask_file = Path(config.data.semantics) if config.data.semantics else None
-
-        def pictures(domain: "Domain", judged: bool) -> "Pictures":
-            logits = teacher_logits(shards, config, domain) if judged else None
-            return load_pictures(shards, "seen", domain, config.data.px, logits)
-
-        heldout = None
-        if config.train.keep == "best_seen" and shards.counts.get("heldout/sketch"):
-            heldout = load_pictures(shards, "heldout", "sketch", config.data.px)
-
-        mask = mask_rows(shards.semantics, shards.seen_classes, mask_file)
-        contents = Contents(
-            sketches=pictures("sketch", stored and config.loss.distilled == "all"),
-            photos=pictures("photo", stored),
-            heldout=heldout,
-            mask=mask,
-            weights=ray.put(weights),
-        )
-        data = TrainingData(shards.name, root, shards.seen_classes, ray.put(contents))
-    note = ""
-    if without := int((~mask.any(axis=1)).sum()):
-        note = f"; the semantic mask of {without} of {len(mask)} seen classes is empty"
-    console.print(f"{shards}{note} ({time.monotonic() - started:.0f} s)", soft_wrap=True)
-    return shards, data
-
-
 class Shelf:
-    """The data sets of a run, each loaded once for all trainings that prepare it alike.
+    """The data sets of a run, whose bulk all its trainings share.
+
+    What is loaded is loaded once: trainings that differ in what the teacher sees share the
+    pictures, and those that differ in the pictures' size the weights.
 
     Attributes:
         shards: of each data set that was loaded.
@@ -128,27 +78,87 @@ class Shelf:
         """Loads nothing yet.
 
         Args:
-            found: the data sets by name.
+            found: the data sets by name; raw pictures are prepared into the user's cache, once.
             roots: where they were read from; None for the embedded ones.
-            console: says what each holds.
+            console: says what each holds, and what is wrong with it.
         """
         self._found, self._roots, self._console = found, roots, console
-        self._loaded: dict[tuple[Any, ...], TrainingData] = {}
+        self._kept: dict[tuple[Any, ...], Any] = {}
         self.shards: dict[str, Shards] = {}
 
     def data(self, name: str, config: Config) -> TrainingData:
-        """A data set as a training wants it.
+        """A data set as a training wants it: pictures, teacher's logits, mask and weights.
 
         Raises:
-            UserError: As `load_training_data`.
+            UserError: If the data or the backbone's weights cannot be used.
         """
-        settings = config.model_dump(mode="json")
-        keys = (setting.split(".") for setting in PREPARED_ONCE)
-        prepared = [settings[section][key] for section, key in keys]
-        wanted = (name, config.train.keep == "best_seen", *prepared)
-        if wanted not in self._loaded:
-            shards, data = load_training_data(
-                self._found[name], self._roots[name], config, self._console
+        import ray
+
+        from dsn_ray.data.shards import open_shards
+
+        is_new, started = name not in self.shards, time.monotonic()
+        text = f"{name}: preparing pictures and the teacher's logits"
+        with self._console.status(text) if is_new else nullcontext():
+            shards = self.shards.get(name) or open_shards(self._found[name])
+            self.shards[name] = shards
+            stored = config.data.teacher_sees == "stored"
+            heldout = config.train.keep == "best_seen" and shards.counts.get("heldout/sketch")
+            contents = Contents(
+                sketches=self._seen(
+                    shards, "sketch", config, stored and config.loss.distilled == "all"
+                ),
+                photos=self._seen(shards, "photo", config, stored),
+                heldout=self._pictures(shards, "heldout", "sketch", config) if heldout else None,
+                mask=self._mask(shards, config.data.semantics),
+                weights=self._weights(config),
             )
-            self.shards[name], self._loaded[wanted] = shards, data
-        return self._loaded[wanted]
+        if is_new:
+            without = int((~contents.mask.any(axis=1)).sum())
+            note = f"; the semantic mask of {without} of {len(contents.mask)} seen classes is empty"
+            took = f" ({time.monotonic() - started:.0f} s)"
+            self._console.print(f"{shards}{note * (without > 0)}{took}", soft_wrap=True)
+        return TrainingData(name, self._roots[name], shards.seen_classes, ray.put(contents))
+
+    def _once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
+    def _pictures(
+        self, shards: "Shards", split: "Split", domain: "Domain", config: Config
+    ) -> "Pictures":
+        from dsn_ray.data.pictures import load_pictures
+
+        of = shards.name, split, domain, config.data.px
+        return self._once(("pictures", *of), lambda: load_pictures(shards, *of[1:]))
+
+    def _seen(self, shards: "Shards", domain: "Domain", config: Config, judged: bool) -> "Pictures":
+        import ray
+
+        from dsn_ray.data.teaching import teacher_logits
+
+        pictures = self._pictures(shards, "seen", domain, config)
+        if not judged:
+            return pictures
+        teacher = config.network.backbone, config.network.weights, config.data.teacher_px
+        logits = self._once(
+            ("logits", shards.name, domain, *teacher),
+            lambda: ray.put(teacher_logits(shards, config, domain)),
+        )
+        return replace(pictures, logits=logits)
+
+    def _mask(self, shards: "Shards", file: str | None) -> "NDArray[np.float32]":
+        from dsn_ray.data.semantics import mask_rows
+
+        return self._once(
+            ("mask", shards.name, file),
+            lambda: mask_rows(shards.semantics, shards.seen_classes, Path(file) if file else None),
+        )
+
+    def _weights(self, config: Config) -> "ray.ObjectRef[ImagenetWeights | None]":
+        import ray
+
+        from dsn_ray.model import imagenet_weights
+
+        of = config.network.backbone, config.network.weights
+        return self._once(("weights", *of), lambda: ray.put(imagenet_weights(*of)))

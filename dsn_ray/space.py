@@ -4,11 +4,19 @@ import math
 from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from dsn_ray.config import RECIPES, Config, Place, Section, explain, load_yaml
+from dsn_ray.config import (
+    RECIPES,
+    Config,
+    Place,
+    Section,
+    as_number,
+    explain,
+    load_yaml,
+)
 from dsn_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,6 +33,9 @@ PREPARED_ONCE = (
 )
 """Settings that decide how the pictures of a data set are prepared for its trainings."""
 
+Value = Annotated[Any, AfterValidator(as_number)]
+"""Of a setting."""
+
 _SAME_FOR_ALL = ("data.validation_classes", "data.validation_seed", "train.epochs")
 
 
@@ -37,9 +48,9 @@ class Parameter(Section):
     """Least value; not for categorical."""
     high: float | None = None
     """Greatest value, included; not for categorical."""
-    choices: list[Any] | None = Field(None, min_length=1)
+    choices: list[Value] | None = Field(None, min_length=1)
     """The values of a categorical setting, and of a grid."""
-    when: dict[str, Any] = Field(default_factory=dict)
+    when: dict[str, Value] = Field(default_factory=dict)
     """Values of earlier parameters with which this one is drawn; else it keeps its usual value."""
 
     @model_validator(mode="after")
@@ -60,6 +71,13 @@ class Parameter(Section):
             raise ValueError("low and high must be whole numbers")
         return self
 
+    def __str__(self) -> str:
+        """For people."""
+        values = f"one of {', '.join(map(str, self.extremes()))}"
+        if self.choices is None:
+            values = f"{self.distribution} from {self.low:g} to {self.high:g}"
+        return values + (f" where {describe(self.when)}" if self.when else "")
+
     def extremes(self) -> list[Any]:
         """Values that must be allowed for all others to be."""
         if self.choices is not None:
@@ -71,8 +89,10 @@ class Parameter(Section):
         """Whether the distribution may give a value."""
         if self.choices is not None:
             return value in self.choices
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
         low, high = self.extremes()
-        return bool(low <= value <= high)
+        return bool(low <= value <= high) and (isinstance(low, float) or value % 1 == 0)
 
     def is_drawn(self, settings: Mapping[str, Any]) -> bool:
         """Whether its conditions hold in a setting that has its earlier parameters."""
@@ -138,16 +158,16 @@ class Space(Section):
 
     parameters: dict[str, Parameter] = Field(default_factory=dict)
     """Distributions by dotted setting name."""
-    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    variants: dict[str, dict[str, Value]] = Field(default_factory=dict)
     """Settings by the name of what is compared; the first is what the others are compared with.
     `recipe` among them starts from a recipe."""
-    first: list[dict[str, Any]] = Field(default_factory=list)
+    first: list[dict[str, Value]] = Field(default_factory=list)
     """Settings tried before the sampler proposes any; each names every parameter."""
     sampler: Sampler = Sampler()
     scheduler: Scheduler = Scheduler()
     budget: Budget = Budget()
     final: Final = Final()
-    set: dict[str, Any] = Field(default_factory=dict)
+    set: dict[str, Value] = Field(default_factory=dict)
     """Settings that this sweep fixes, by dotted name; `--set` overrides them."""
 
     @property
@@ -192,6 +212,11 @@ class Space(Section):
         """
         for complaint, *keys in self._complaints():
             raise UserError(f"{place.at(*keys)}: {': '.join(map(str, keys))}: {complaint}.")
+        for idle, why in self._idle_keys():
+            if idle in place.lines:
+                raise UserError(
+                    f"{place.at(*idle)}: {'.'.join(idle)} has no effect, because {why}."
+                )
         for name, value in self.set.items():
             config.with_settings({name: value}, f"{place.at('set', name)}: set")
         for name, parameter in self.parameters.items():
@@ -215,7 +240,7 @@ class Space(Section):
         yield from self._wrong_parameters()
         yield from self._wrong_points()
         for label, settings in self.variants.items():
-            if (recipe := settings.get("recipe", "paper")) not in RECIPES:
+            if (recipe := settings.get("recipe", "paper")) not in list(RECIPES):
                 yield f"recipe {recipe} is none of {', '.join(RECIPES)}", "variants", label
             if "train.seed" in settings:
                 yield "train.seed is counted up by final.seeds", "variants", label
@@ -223,6 +248,27 @@ class Space(Section):
             yield "trials is missing, the number of settings tried", "budget"
         if self.budget.seeds > 1 and self.scheduler.name != "none":
             yield "with several seeds of a setting no scheduler can stop it; use none", "scheduler"
+
+    def _idle_keys(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        """Keys that change nothing where they are given, and why."""
+        sampler, scheduler = self.sampler.name, self.scheduler.name
+        if self.variants:
+            for key in (
+                ("first",),
+                ("sampler",),
+                ("scheduler",),
+                ("budget",),
+                ("final", "settings"),
+            ):
+                yield key, "variants are compared and nothing is searched"
+        if sampler not in ("tpe", "gp", "cmaes"):
+            yield ("sampler", "startup_trials"), f"{sampler} does not learn from results"
+        if sampler == "grid":
+            yield ("sampler", "seed"), "a grid has its own order"
+        if scheduler == "none":
+            yield ("scheduler", "grace_epochs"), "nobody stops a trial"
+        if scheduler != "asha":
+            yield ("scheduler", "reduction_factor"), "it belongs to asha"
 
     def _wrong_parameters(self) -> Iterator[tuple[str | int, ...]]:
         earlier: list[str] = []

@@ -1,11 +1,12 @@
 """A sweep as it was asked for, and all trainings that follow from it."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from dsn_ray.config import Config
+from dsn_ray.config import Config, layered
+from dsn_ray.errors import UserError
 from dsn_ray.space import Space, describe
 
 Data = tuple[str, str | None]
@@ -30,7 +31,7 @@ class Sweep:
         others: settings by dotted name that another data set has otherwise, as recipes may say.
         variants: of each variant and data set, the settings that differ from `config`.
         data: data sets; the first is tuned on, all are in the final job.
-        trials: settings that the search tries.
+        trials: settings that the search tries; none where variants are compared.
         seeds: trainings of a setting on each data set in the final job.
     """
 
@@ -41,6 +42,14 @@ class Sweep:
     data: tuple[Data, ...]
     trials: int
     seeds: int
+
+    @property
+    def tries(self) -> str:
+        """How many settings the search tries, for people."""
+        whole = len(self.space.grid()) if self.space.sampler.name == "grid" else 0
+        if self.trials < whole:
+            return f"the first {self.trials} of the grid's {whole} points"
+        return f"{self.trials} {'points' if whole else 'settings'}"
 
     def config_on(self, data: str, variant: str | None = None) -> Config:
         """The configuration on a data set."""
@@ -72,12 +81,43 @@ class Sweep:
         ]
 
     def configs(self) -> Iterator[tuple[str, Config]]:
-        """The data set and the configuration of all kinds of trainings, the search's first."""
+        """The data set and the configuration of all kinds of trainings, the search's first.
+
+        Of what a search draws there are the least and greatest values, each on its own.
+        """
         for name, _ in self.data:
             if not self.space.variants:
                 yield name, self.config_on(name)
             for label in self.space.variants:
                 yield name, self.config_on(name, label)
+        for setting, parameter in self.space.parameters.items():
+            for value in parameter.extremes():
+                yield self.data[0][0], self.config.with_settings({setting: value})
+
+    def changed(
+        self, settings: Mapping[str, Any], trials: int | None, seeds: int | None
+    ) -> "Sweep":
+        """The same with some settings on every data set and for every variant, or other numbers.
+
+        Raises:
+            UserError: If that cannot be.
+        """
+        refuse_varied(self.space, settings)
+
+        def rest(differs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+            return {
+                data: {name: value for name, value in of.items() if name not in settings}
+                for data, of in differs.items()
+            }
+
+        return replace(
+            self,
+            config=self.config.with_settings(settings),
+            others=rest(self.others),
+            variants={label: rest(differs) for label, differs in self.variants.items()},
+            trials=self.trials if trials is None else _trials(self.space, self.data, trials),
+            seeds=seeds or self.seeds,
+        )
 
     def tree(self) -> dict[str, Any]:
         """What `config.yaml` holds."""
@@ -108,40 +148,75 @@ class Sweep:
 def make_sweep(
     space: Space,
     data: Sequence[Data],
-    config_on: Callable[[str, str | None, Mapping[str, Any]], Config],
-    trials: int | None,
-    seeds: int | None,
+    *,
+    recipe: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    over: Mapping[str, Any] | None = None,
+    trials: int | None = None,
+    seeds: int | None = None,
 ) -> Sweep:
-    """Fills in what a sweep's options leave open.
+    """A sweep, from what a command or a program asks for.
+
+    Settings come from the recipe, on the embedded data from the demonstration, from `config`, the
+    space, its variant, and `over`; the later go over the earlier.
 
     Args:
         space: what varies.
         data: name and folder of each data set.
-        config_on: the configuration on a data set, from a recipe (None for the usual one) and with
-            some settings.
-        trials: settings to try; None for the space's budget, at most 8 on the embedded data.
+        recipe: where the settings start from; None for the paper.
+        config: settings by dotted name.
+        over: settings by dotted name.
+        trials: settings to try; None for the whole of a grid and for the space's budget, of which
+            the embedded data takes 8 at most.
         seeds: in the final job; None for what the space says, else 3, on the embedded data 1.
+
+    Raises:
+        UserError: If trials are asked for where nothing is searched, or a setting is not allowed.
     """
     names = [name for name, _ in data]
     embedded = is_embedded(data)
-    config = config_on(names[0], None, {})
-    others = {name: config_on(name, None, {}).unlike(config) for name in names[1:]}
+
+    def config_on(name: str, of: str | None = None, own: Mapping[str, Any] | None = None) -> Config:
+        layers = config or {}, space.set, own or {}, over or {}
+        return layered(name, embedded, of or recipe, *layers)
+
+    first = config_on(names[0])
+    others = {name: config_on(name).unlike(first) for name in names[1:]}
     variants = {}
     for label, settings in space.variants.items():
         own = {name: value for name, value in settings.items() if name != "recipe"}
-        on = {name: config_on(name, settings.get("recipe"), own).unlike(config) for name in names}
+        on = {name: config_on(name, settings.get("recipe"), own).unlike(first) for name in names}
         variants[label] = on
-    if space.parameters and not trials:
-        trials = min(space.trials, EMBEDDED_TRIALS if embedded else sys.maxsize)
     return Sweep(
         space=space,
-        config=config,
+        config=first,
         others={name: differs for name, differs in others.items() if differs},
         variants=variants,
         data=tuple(data),
-        trials=min(trials or 0, space.trials) if space.sampler.name == "grid" else trials or 0,
+        trials=_trials(space, data, trials),
         seeds=seeds or space.final.seeds or (1 if embedded else SEEDS),
     )
+
+
+def refuse_varied(space: Space, settings: Iterable[str]) -> None:
+    """Refuses to fix what varies.
+
+    Raises:
+        UserError: If one of the settings does.
+    """
+    for name in settings:
+        if name in space.varied:
+            raise UserError(f"--set {name}: the space varies it; take it out of there first.")
+
+
+def _trials(space: Space, data: Sequence[Data], asked: int | None) -> int:
+    is_grid = space.sampler.name == "grid"
+    if asked is None:
+        most = EMBEDDED_TRIALS if is_embedded(data) and not is_grid else sys.maxsize
+        return min(space.trials, most)
+    if not space.parameters:
+        raise UserError(f"--trials {asked}: this space compares variants, and searches nothing.")
+    return min(asked, space.trials) if is_grid else asked
 
 
 def is_embedded(data: Sequence[Data]) -> bool:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsn_ray import cli
-from dsn_ray.config import DEMONSTRATION, OBJECTIVE, Config, Place, recipe_settings
+from dsn_ray.config import OBJECTIVE, Config, Place
 from dsn_ray.errors import UserError
-from dsn_ray.runs import Run, alone, resumable, run_folder, save_settings
+from dsn_ray.runs import Run, alone, resumable, resumed, run_folder, save_settings
 from dsn_ray.space import Space, describe
-from dsn_ray.sweep import EMBEDDED, Data, Sweep, is_embedded, make_sweep
+from dsn_ray.sweep import EMBEDDED, Sweep, is_embedded, make_sweep
 
 if TYPE_CHECKING:
     import optuna
@@ -25,27 +25,36 @@ if TYPE_CHECKING:
 
 def run_sweep(
     space: Space,
-    data: Sequence[Data] = EMBEDDED,
+    data: Sequence[tuple[str, str | Path | None]] = EMBEDDED,
     *,
     name: str | None = None,
+    recipe: str | None = None,
     config: Config | None = None,
     trials: int | None = None,
     seeds: int | None = None,
     storage: str | None = None,
+    resume: bool = False,
+    final_only: bool = False,
+    allow_changed: bool = False,
     **shape: Any,
 ) -> Path:
-    """Runs a sweep and its final job.
+    """Runs a sweep and its final job, as `python -m dsn_ray.tune` does.
 
     Args:
         space: what varies; `dsn_ray.space.load_space` reads one from a file.
         data: name and folder of each data set; the first is tuned on.
         name: of the run; None for "sweep" and the time.
-        config: what does not vary; by default the paper's, or the demonstration's for its data,
-            with what the space sets.
-        trials: settings to try; by default the space's budget, at most 8 on the embedded data.
+        recipe: settings to start from; None for the paper's.
+        config: what it has otherwise than `Config()` goes over the recipe's settings and the
+            demonstration's, like a file that `--config` names; what the space sets goes over it.
+        trials: settings to try; by default a whole grid or the space's budget, of which the
+            embedded data takes 8 at most.
         seeds: trainings of a setting on each data set in the final job; by default what the space
             says, else 3, or 1 on the embedded data.
         storage: folder or URL that holds runs; None for `runs` in the working folder.
+        resume: go on with the run of that name, given what it was given.
+        final_only: with `resume`, no more trials.
+        allow_changed: with `resume`, go on although something else is given.
         shape: fields of `dsn_ray.room.Shape`.
 
     Returns:
@@ -64,15 +73,16 @@ def run_sweep(
     from dsn_ray.room import Shape
 
     space.check(Config(), Place("space"))
-    usual = DEMONSTRATION if is_embedded(data) else {}
-
-    def config_on(name: str, recipe: str | None, own: Mapping[str, Any]) -> Config:
-        start = config or Config().with_settings({**usual, **space.set})
-        of_recipe = recipe_settings(recipe, name) if recipe else {}
-        return start.with_settings({**of_recipe, **own})
-
-    sweep = make_sweep(space, data, config_on, trials, seeds)
-    return start(sweep, name, "sweep", storage, Shape(**shape))
+    own = config.unlike(Config()) if config else {}
+    places = cli.as_data(data)
+    sweep = make_sweep(space, places, recipe=recipe, config=own, trials=trials, seeds=seeds)
+    if not resume:
+        if final_only or allow_changed:
+            raise UserError("final_only and allow_changed go with resume=True.")
+        return start(sweep, name, "sweep", storage, Shape(**shape))
+    run, sweep = resumed(name, storage, allow_changed, Sweep.parse, lambda _: sweep)
+    go_on(sweep, run, Shape(**shape), final_only)
+    return run.folder
 
 
 def start(sweep: Sweep, name: str | None, stem: str, storage: str | None, shape: "Shape") -> Path:
@@ -89,17 +99,19 @@ def go_on(sweep: Sweep, run: Run, shape: "Shape", final_only: bool = False) -> N
         _sweep(sweep, run, shape, final_only)
 
 
-def _check(sweep: Sweep, found: "Mapping[str, Source | Shards]", workers: int) -> None:
-    """Checks every kind of training that the sweep has.
+def check(
+    sweep: Sweep, found: "Mapping[str, Source | Shards]", workers: int, final_only: bool = False
+) -> None:
+    """Checks every kind of training that the sweep has, or its final job alone.
 
     Raises:
         UserError: If one of them cannot be.
     """
     from dsn_ray.training import check_fits
 
-    for number, (name, config) in enumerate(sweep.configs()):
-        searched = number == 0 and bool(sweep.trials)
-        check_fits(config, found[name].seen_classes, workers, validate=searched)
+    searched = sweep.data[0][0] if sweep.space.parameters and not final_only else None
+    for name, config in sweep.configs():
+        check_fits(config, found[name].seen_classes, workers, validate=name == searched)
 
 
 def _sweep(sweep: Sweep, run: Run, shape: "Shape", final_only: bool) -> None:
@@ -111,11 +123,11 @@ def _sweep(sweep: Sweep, run: Run, shape: "Shape", final_only: bool) -> None:
     from dsn_ray.runtime import ray_cluster
     from dsn_ray.search import STUDY, best_setting, open_study, settings_tried
     from dsn_ray.shelf import Shelf
-    from dsn_ray.tables import final_table
+    from dsn_ray.tables import final_table, title_of
     from dsn_ray.training import check_weights
 
     found = {name: locate(name, root) for name, root in sweep.data}
-    _check(sweep, found, shape.workers or 1)
+    check(sweep, found, shape.workers or 1, final_only)
     for _, config in sweep.configs():
         check_weights(config)
     journal = run.folder / STUDY
@@ -126,27 +138,31 @@ def _sweep(sweep: Sweep, run: Run, shape: "Shape", final_only: bool) -> None:
         with ray_cluster() as dashboard, session(run.folder, cluster_size()):
             console.print(f"Ray dashboard: {dashboard}", soft_wrap=True)
             check_storage_reaches_all(run.storage)
-            resources = allot(shape, console, partial(_check, sweep, found))
+            fits = partial(check, sweep, found, final_only=final_only)
+            resources = allot(shape, console, fits)
             room = (
                 partial(int, shape.concurrent) if shape.concurrent else partial(room_for, resources)
             )
             check_storage_reaches_all(run.storage)  # those that have come
+            save_settings(sweep, run)
             console.print(
                 f"Running {resources}; this cluster has {cluster_size()}.", soft_wrap=True
             )
             if is_embedded(sweep.data):
-                tries = f" and {sweep.trials} trials" if sweep.trials else ""
                 console.print(
-                    "This is the embedded OpenMoji demonstration data, with small pictures, "
-                    f"{sweep.config.network.backbone}{tries}.",
+                    "This is the embedded OpenMoji demonstration data, with small pictures and "
+                    f"{sweep.config.network.backbone}.",
                     soft_wrap=True,
                 )
+            if sweep.space.parameters and not final_only:
+                console.print(f"The search tries {sweep.tries}.")
             if random_weights:
                 console.print(cli.RANDOM_WEIGHTS)
             shelf = Shelf(found, dict(sweep.data), console)
             for name, config in sweep.configs():
                 shelf.data(name, config)
             results = FinalResults(run.folder / "final.json")
+            results.reopen()
             tried: list[dict[str, Any]] = []
             if not sweep.space.variants:
                 if final_only:
@@ -160,10 +176,13 @@ def _sweep(sweep: Sweep, run: Run, shape: "Shape", final_only: bool) -> None:
                 console.print(f"Best setting: {describe(results.setting)}")
                 every = sweep.space.final.settings == "all"
                 tried = settings_tried(study) if every else [results.setting]
-            candidates = candidates_of(sweep.finalists(tried), sweep.seeds)
+            candidates = candidates_of(sweep.finalists(tried), dict(sweep.data), sweep.seeds)
+            failure = None
             try:
                 final_job(candidates, shelf, resources, room, run.storage, results, console)
                 results.finish()
+            except Exception as error:  # what is there is shown all the same
+                failure = error
             finally:
                 missing = sum(not results.has(one) for one in candidates)
                 if results.rows:
@@ -174,11 +193,20 @@ def _sweep(sweep: Sweep, run: Run, shape: "Shape", final_only: bool) -> None:
                             results.official,
                             random_weights,
                             missing,
+                            results.diverged,
                         )
                     )
         with suppress(MissingExtraError):
             write_report(run.folder)
         console.print(str(run.folder), soft_wrap=True)
+        if failure is not None:
+            raise failure
+        if results.diverged:
+            first = results.diverged[0]
+            raise UserError(
+                f"{len(results.diverged)} of {len(candidates)} final trainings diverged; the "
+                f"others are there. {title_of(first)}: {first['reason']}"
+            )
 
 
 def _search(

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 from rich.table import Table
 
@@ -30,6 +31,8 @@ TABLE_2: dict[str, dict[str, float]] = {
 }
 """mAP@all of Table 2: binary codes of 64-d embeddings, protocol `published`."""
 
+_FULL_METHOD = ("", "64-d", "512-d", "paper")  # what Table 1 is about, by variant
+
 METRICS = ("mAP@all", "Prec@100")
 TITLE = "Unseen classes, mAP@all / Prec@100"
 NOISE = 0.05
@@ -48,7 +51,7 @@ class Line:
         trained: mean and spread.
         difference: to the first variant, and whether it is within the noise.
         untrained: of the trunk before training.
-        paper: what the paper has.
+        paper: what the paper has: both numbers of Table 1, or the mAP@all of Table 2.
     """
 
     dataset: str
@@ -86,6 +89,7 @@ def final_lines(
             ("real", "binary"), ("published", "standard"), (False, True)[: 1 + repeats]
         ):
             base = _pick(before, codes, protocol, once)
+            shown = protocol + ", each photo once" * once
             first: list[list[Row]] = []
             for variant in variants:
                 of_variant = [row for row in here if row.get("variant", "") == variant]
@@ -96,12 +100,12 @@ def final_lines(
                     Line(
                         data,
                         codes,
-                        protocol + ", each photo once" * once,
+                        shown,
                         variant,
                         _pair(map(_cell, mine)) + mark * any(mine),
                         "" if is_first else _pair(map(_difference, mine, first)),
                         _pair(map(_cell, base)) + mark * any(base) if is_first else "",
-                        "-" if once else _paper(data, official[data], mine[0], codes, protocol),
+                        _paper(data, variant, official[data], mine[0], codes, shown),
                     )
                 )
     return lines
@@ -113,6 +117,7 @@ def final_table(
     official: Mapping[str, bool],
     random_weights: bool,
     missing: int = 0,
+    diverged: Sequence[Mapping[str, Any]] = (),
 ) -> Table:
     """`final_lines` for a terminal.
 
@@ -122,6 +127,7 @@ def final_table(
         official: as of `final_lines`.
         random_weights: as of `final_lines`.
         missing: trainings whose rows are not there; a table without them is partial.
+        diverged: trainings that have no rows, as `final.json` has them.
     """
     compared = _variants(rows) != [""]
     several = len(_variants(rows)) > 1
@@ -142,7 +148,7 @@ def final_table(
             table.add_section()
         last = line.dataset
         table.add_row(*(getattr(line, name) for name in columns.values()))
-    table.caption = "; ".join(final_notes(rows, official)) + "."
+    table.caption = "; ".join(final_notes(rows, official, diverged)) + "."
     table.caption_justify = "left"
     return table
 
@@ -154,13 +160,20 @@ def partial_note(missing: int) -> str:
     return f" (PARTIAL: {missing} training{'s' * (missing > 1)} missing)"
 
 
-def final_notes(rows: Sequence[Row], official: Mapping[str, bool]) -> list[str]:
+def title_of(training: Mapping[str, Any]) -> str:
+    """A final training for people, by what `final.json` has of it."""
+    variant = f", {training['variant']}" if training.get("variant") else ""
+    return f"{training['dataset']}{variant}, seed {training['seed']}"
+
+
+def final_notes(
+    rows: Sequence[Row], official: Mapping[str, bool], diverged: Sequence[Mapping[str, Any]] = ()
+) -> list[str]:
     """What people must know to read `final_lines`."""
     variants = _variants(rows)
     notes = ["untrained: the backbone's pooled features, all of their dimensions"]
-    seeds = {len({r["seed"] for r in rows if r.get("variant", "") == v}) for v in variants}
-    if seeds and min(seeds) > 1:
-        notes.append(f"mean ± standard deviation over {min(seeds)} seeds")
+    if counted := _seeds(rows):
+        notes.append(f"mean ± standard deviation over {counted}")
     if len(variants) > 1:
         notes.append(
             f"difference: to {variants[0]}; ~ is within the noise of the seeds "
@@ -168,9 +181,29 @@ def final_notes(rows: Sequence[Row], official: Mapping[str, bool]) -> list[str]:
         )
     if not all(official.values()):
         notes.append("the paper's numbers compare only with the complete official data sets")
+    if diverged:
+        titles = " and ".join(map(title_of, diverged))
+        notes.append(f"{titles} diverged, and count in no mean")
     small = {row["dataset"]: row["gallery"] for row in rows if row["gallery"] <= 100}
     notes += [f"{name}: {n} photos are too few for Prec@100" for name, n in small.items()]
     return notes
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    """Over how many seeds the means are, for each data set where they differ; nothing for one."""
+    seeds: dict[str, dict[str, set[int]]] = {}
+    for row in rows:
+        variants = seeds.setdefault(row["dataset"], {})
+        variants.setdefault(row.get("variant", ""), set()).add(row["seed"])
+    counts = {
+        data: sorted({len(of) for of in variants.values()}) for data, variants in seeds.items()
+    }
+    if all(most == 1 for *_, most in counts.values()):
+        return ""
+    shown = {data: "-".join(map(str, dict.fromkeys((n[0], n[-1])))) for data, n in counts.items()}
+    if len(set(shown.values())) == 1:
+        return f"{next(iter(shown.values()))} seeds"
+    return "seeds: " + ", ".join(f"{count} of {data}" for data, count in shown.items())
 
 
 def _variants(rows: Sequence[Row]) -> list[str]:
@@ -230,9 +263,16 @@ def _difference(rows: list[Row], first: list[Row]) -> str:
     return f"{by:+.3f}{mark}"
 
 
-def _paper(data: str, official: bool, rows: list[Row], codes: str, protocol: str) -> str:
-    numbers = PAPER.get((data, rows[0]["dim"], codes)) if rows else None
-    if numbers is None or protocol != "published":
+def _paper(
+    data: str, variant: str, official: bool, rows: list[Row], codes: str, protocol: str
+) -> str:
+    if not rows or protocol != "published":
         return "-"
-    mark = "" if official else " (other data)"
-    return f"{numbers[0]:.3f} / {numbers[1]:.3f}{mark}"
+    numbers: Sequence[float] = ()
+    if variant in _FULL_METHOD:
+        numbers = PAPER.get((data, rows[0]["dim"], codes), ())
+    elif (rows[0]["dim"], codes) == (64, "binary") and data in TABLE_2.get(variant, ()):
+        numbers = (TABLE_2[variant][data],)
+    if not numbers:
+        return "-"
+    return " / ".join(f"{number:.3f}" for number in numbers) + " (other data)" * (not official)

@@ -7,6 +7,8 @@ Examples:
 
 import argparse
 import sys
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from dsn_ray import cli
@@ -26,13 +28,22 @@ def _arguments() -> argparse.ArgumentParser:
 
 
 def _asked(parsed: argparse.Namespace) -> "Training":
+    from dsn_ray.config import layered
     from dsn_ray.training import DATA, Training
 
     data = cli.parse_data(parsed.data) or [DATA]
     if len(data) > 1:
         raise UserError("--data: train takes one data set at a time.")
     ((name, root),) = data
-    return Training(cli.config_of(parsed, name, embedded=root is None), (name, root))
+    config = layered(name, root is None, parsed.recipe, *cli.settings_of(parsed))
+    return Training(config, (name, root))
+
+
+def _asked_now(parsed: argparse.Namespace, kept: "Training") -> "Training":
+    """What the options ask for of a run that was kept; what they leave out stays as it was."""
+    if any((parsed.data, parsed.recipe, parsed.config)):
+        return _asked(parsed)
+    return replace(kept, config=kept.config.with_settings(cli.settings_of(parsed)[1]))
 
 
 @cli.command
@@ -44,7 +55,10 @@ def main(arguments: list[str] | None) -> None:
 
     shape = cli.shape_of(parsed)
     if parsed.resume:
-        run, training = resumed(parsed, Training.parse, lambda: _asked(parsed))
+        run, training = resumed(
+            *(parsed.name, parsed.storage, parsed.allow_changed),
+            *(Training.parse, partial(_asked_now, parsed)),
+        )
         go_on(training, run, shape)
         return
     start(_asked(parsed), parsed.name, parsed.storage, shape)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dsn_ray import cli
 from dsn_ray.config import SEEN, Config
 from dsn_ray.errors import UserError
-from dsn_ray.runs import Run, alone, resumable, run_folder, save_settings
+from dsn_ray.runs import Run, alone, resumable, resumed, run_folder, save_settings
 
 if TYPE_CHECKING:
     import ray.train
@@ -218,19 +218,23 @@ class Training:
 
 def run_training(
     config: Config,
-    data: tuple[str, str | None] = DATA,
+    data: tuple[str, str | Path | None] = DATA,
     *,
     name: str | None = None,
     storage: str | None = None,
+    resume: bool = False,
+    allow_changed: bool = False,
     **shape: Any,
 ) -> Path:
-    """Trains once, on all seen classes of a data set.
+    """Trains once, on all seen classes of a data set, as `python -m dsn_ray.train` does.
 
     Args:
         config: the training.
         data: name and folder of the data set.
         name: of the run; None for the data set and the time.
         storage: folder or URL that holds runs; None for `runs` in the working folder.
+        resume: go on with the run of that name, given what it was given.
+        allow_changed: with `resume`, go on although something else is given.
         shape: fields of `dsn_ray.room.Shape`.
 
     Returns:
@@ -247,7 +251,12 @@ def run_training(
     """
     from dsn_ray.room import Shape
 
-    return start(Training(config, data), name, storage, Shape(**shape))
+    (place,) = cli.as_data([data])
+    training = Training(config, place)
+    if not resume:
+        return start(training, name, storage, Shape(**shape))
+    run, training = resumed(name, storage, allow_changed, Training.parse, lambda _: training)
+    return go_on(training, run, Shape(**shape))
 
 
 def start(training: Training, name: str | None, storage: str | None, shape: "Shape") -> Path:
@@ -270,7 +279,7 @@ def _train(training: Training, run: Run, shape: "Shape") -> Path:
     from dsn_ray.record import Name
     from dsn_ray.room import allot, check_storage_reaches_all
     from dsn_ray.runtime import ray_cluster
-    from dsn_ray.shelf import load_training_data
+    from dsn_ray.shelf import Shelf
 
     config, (name, root) = training.config, training.data
     found = locate(name, root)
@@ -283,8 +292,9 @@ def _train(training: Training, run: Run, shape: "Shape") -> Path:
             check = partial(check_fits, config, found.seen_classes, validate=False)
             resources = allot(shape, console, check)
             check_storage_reaches_all(run.storage)  # those that have come
+            save_settings(training, run)
             console.print(f"Running {resources}.")
-            _, data = load_training_data(found, root, config, console)
+            data = Shelf({name: found}, {name: root}, console).data(name, config)
             gauges, title = RunGauges(run.folder.name), Name("training", data.name)
             gauges.state(title, "running")
             told = partial(gauges.epoch, title)

@@ -10,7 +10,7 @@ Examples:
 
 import argparse
 import sys
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,6 @@ from dsn_ray import cli
 from dsn_ray.errors import UserError
 
 if TYPE_CHECKING:
-    from dsn_ray.config import Config
     from dsn_ray.sweep import Sweep
 
 SMOKE_TEST: dict[str, Any] = {
@@ -52,27 +51,35 @@ def _arguments() -> argparse.ArgumentParser:
 
 
 def _asked(parsed: argparse.Namespace) -> "Sweep":
-    from dsn_ray.config import parse_settings
     from dsn_ray.space import load_space
-    from dsn_ray.sweep import EMBEDDED, is_embedded, make_sweep
+    from dsn_ray.sweep import EMBEDDED, make_sweep, refuse_varied
 
     if parsed.space is None:
         raise UserError("--space is needed, as in --space search_spaces/lambdas.yaml.")
     space = load_space(parsed.space)
-    for name in parse_settings(parsed.settings):
-        if name in space.varied:
-            raise UserError(f"--set {name}: {parsed.space} varies it; take it out of there first.")
-    data = tuple(cli.parse_data(parsed.data)) or EMBEDDED
-    smoke = SMOKE_TEST if parsed.smoke_test else {}
-
-    def config_on(name: str, recipe: str | None, own: Mapping[str, Any]) -> "Config":
-        layers = {**space.set, **own, **smoke}
-        return cli.config_of(parsed, name, is_embedded(data), layers, recipe)
-
+    config, over = cli.settings_of(parsed)
+    refuse_varied(space, over)
     trials, seeds = parsed.trials, parsed.seeds
     if parsed.smoke_test:
-        trials, seeds = trials or SMOKE_TRIALS, seeds or 1
-    return make_sweep(space, data, config_on, trials, seeds)
+        over = {**SMOKE_TEST, **over}
+        trials = trials or (SMOKE_TRIALS if space.parameters else None)
+        seeds = seeds or 1
+    return make_sweep(
+        space,
+        cli.parse_data(parsed.data) or EMBEDDED,
+        recipe=parsed.recipe,
+        config=config,
+        over=over,
+        trials=trials,
+        seeds=seeds,
+    )
+
+
+def _asked_now(parsed: argparse.Namespace, kept: "Sweep") -> "Sweep":
+    """What the options ask for of a run that was kept; what they leave out stays as it was."""
+    if any((parsed.space, parsed.data, parsed.recipe, parsed.config, parsed.smoke_test)):
+        return _asked(parsed)
+    return kept.changed(cli.settings_of(parsed)[1], parsed.trials, parsed.seeds)
 
 
 @cli.command
@@ -92,13 +99,16 @@ def main(arguments: list[str] | None) -> None:
         if getattr(parsed, option) and not parsed.resume:
             raise UserError(f"--{option.replace('_', '-')} goes with --resume --name N.")
     if parsed.resume:
-        run, sweep = resumed(parsed, Sweep.parse, lambda: _asked(parsed))
+        run, sweep = resumed(
+            *(parsed.name, parsed.storage, parsed.allow_changed),
+            *(Sweep.parse, partial(_asked_now, parsed)),
+        )
     else:
         sweep = _asked(parsed)
     if parsed.dry_run:
         from dsn_ray.plan import print_plan
 
-        print_plan(sweep, shape)
+        print_plan(sweep, shape, parsed.final_only)
     elif parsed.resume:
         go_on(sweep, run, shape, parsed.final_only)
     else:

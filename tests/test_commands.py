@@ -14,14 +14,16 @@ import torch
 import yaml
 from rich.console import Console
 
-from dsn_ray import evaluate, fleet, gauges, train, tune
+from dsn_ray import evaluate, fleet, gauges, run_evaluation, run_training, train, tune
 from dsn_ray.checkpoint import open_checkpoint
 from dsn_ray.data.pictures import load_pictures
 from dsn_ray.data.shards import locate, open_shards
+from dsn_ray.errors import UserError
 from dsn_ray.fleet import Fleet, Machines
 from dsn_ray.rating import UnseenPictures, evaluate_checkpoint
 from dsn_ray.room import Resources, Shape, allot
 from dsn_ray.runtime import ray_cluster
+from dsn_ray.training import Training
 from tests.conftest import SHAPES, UNSEEN, processes_with, rows_by_key
 
 SPACES = Path(__file__).parents[1] / "search_spaces"
@@ -120,12 +122,14 @@ def test_the_released_recipe_keeps_the_epoch_that_rates_held_out_sketches_best(
 @pytest.mark.slow
 @pytest.mark.parametrize("space", sorted(SPACES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_space_of_the_project_comes_to_its_end(here, attached, drawings, space):
-    given = ["--set=network.backbone=efficientnet_lite0", "--set=data.validation_classes=2"]
+    given = ["--set=network.backbone=efficientnet_lite0"]
+    tree = yaml.safe_load(space.read_text())
+    if "parameters" in tree:
+        given.append("--set=data.validation_classes=2")
     data = [f"--data=folder:toy={drawings}", "--smoke-test", "--workers", "1", *given]
     assert tune.main(["--space", str(space), *data, "--name", "small"]) == 0
     run = here / "runs" / "small"
     rows = json.loads((run / "final.json").read_text())["rows"]
-    tree = yaml.safe_load(space.read_text())
     trainings = len(tree.get("variants", ())) or (2 if tree.get("final", {}).get("settings") else 1)
     assert len({row["checkpoint"] for row in rows}) == trainings
     assert "PARTIAL" not in (run / "report.html").read_text()
@@ -142,13 +146,45 @@ def test_a_training_that_diverges_ends_and_says_so(here, attached, drawings, cap
     assert "epoch 2/5" not in said.out
 
 
+@pytest.mark.slow
+def test_a_final_training_that_diverges_is_taken_down_and_the_others_are_there(
+    here, attached, drawings, capfd
+):
+    (here / "space.yaml").write_text(
+        "variants: {a: {optimizer.lr: 1e30}, b: {}}\nset: {network.backbone: efficientnet_lite0}\n"
+    )
+    given = ["--space", "space.yaml", "--data", f"folder:toy={drawings}", "--smoke-test"]
+    for options in ([*given, "--set", "train.epochs=2"], ["--resume"]):
+        assert tune.main([*options, "--name", "half", "--workers", "1"]) == 2
+        said = capfd.readouterr()
+        assert (
+            "1 of 2 final trainings diverged; the others are there. folder:toy, a, seed 0"
+            in said.err
+        )
+        assert "folder:toy, a, seed 0 diverged" in " ".join(said.out.split())
+        final = json.loads((here / "runs" / "half" / "final.json").read_text())
+        assert {row["variant"] for row in final["rows"]} == {"b"}
+        assert [one["variant"] for one in final["diverged"]] == ["a"]
+        assert "PARTIAL" not in (here / "runs" / "half" / "report.html").read_text()
+    assert "epoch 1/2" not in said.out
+
+
 def test_one_training_and_its_checkpoint(here, attached, drawings, capfd, monkeypatch):
     monkeypatch.setattr(Resources, "decoders", 1)  # as beside a GPU
     data = ["--data", f"folder:toy={drawings}"]
     given = smoke(**{"network.weights": "none"})
-    assert train.main([*data, *given, "--name", "one", "--workers", "1"]) == 0
-    checkpoint = Path(capfd.readouterr().out.splitlines()[-1])
+    asked = train._asked(train._arguments().parse_args([*data, *given]))
+    checkpoint = run_training(asked.config, ("folder:toy", drawings), name="one", workers=1)
+    assert Path(capfd.readouterr().out.splitlines()[-1]) == checkpoint
+    kept = yaml.safe_load((here / "runs" / "one" / "config.yaml").read_text())
+    assert Training.parse(kept) == asked  # from Python as from the command line
     assert {"state.pt", "about.json"} <= {path.name for path in checkpoint.iterdir()}
+    other = asked.config.with_settings({"loss.tau": 0.5})
+    with pytest.raises(UserError, match=r"disagree on config\.loss\.tau \(0\.07, now 0\.5\)"):
+        run_training(other, ("folder:toy", drawings), name="one", workers=1, resume=True)
+    rows = run_evaluation(checkpoint, workers=1)
+    assert len(rows) == 8
+    assert all(0 < row["value"] <= 1 for row in rows)
     assert train.main([*data, "--resume", "--name", "one", "--set=loss.tau=0.5"]) == 2
     assert "disagree on" in capfd.readouterr().err
 
@@ -238,7 +274,7 @@ def bad_inputs(drawings):
         "resume what": (["--resume"], "--resume needs --name"),
         "set what varies": (
             [*space, *data, "--set", "memory.k=3"],
-            "--set memory.k: space.yaml varies it",
+            "--set memory.k: the space varies it",
         ),
         "a place that is no place": (
             [*space, *data, "--storage", "no://where"],

@@ -55,6 +55,16 @@ def test_a_line_cut_short_by_a_kill_is_left_out_and_a_broken_one_is_not(tmp_path
         read_lines(file)
 
 
+def test_a_line_cut_short_makes_place_for_the_next(tmp_path):
+    file = tmp_path / "epochs.jsonl"
+    log = EpochLog(file, partial(name_of_trial, "x"))
+    log.on_trial_result(0, [], trial(number=1, seed=0), RESULT)
+    whole = file.read_text()
+    file.write_text(whole + whole[:20])
+    log.on_trial_result(0, [], trial(number=2, seed=0), RESULT)
+    assert [line["training"] for line in read_lines(file)] == ["trial 1, seed 0", "trial 2, seed 0"]
+
+
 def test_a_session_is_written_down_however_it_ends(tmp_path):
     with pytest.raises(KeyboardInterrupt), session(tmp_path, "2 CPUs"):
         raise KeyboardInterrupt

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dsn_ray import tune
+from dsn_ray import cli, tune
+from dsn_ray.config import Config
 from dsn_ray.errors import Interrupted, UserError
 from dsn_ray.room import Shape
 from dsn_ray.runs import (
@@ -18,9 +19,11 @@ from dsn_ray.runs import (
     bring_records,
     find_run,
     resumable,
+    resumed,
     run_folder,
     save_settings,
 )
+from dsn_ray.training import Training
 
 
 @pytest.mark.parametrize(
@@ -49,6 +52,25 @@ def test_a_stop_names_the_command_that_goes_on(name, storage, shape, command):
         raise KeyboardInterrupt
     assert str(stopped.value) == f"Go on with: {command}"
     assert shlex.split(command)[5] == name
+
+
+def test_a_failure_names_the_command_that_goes_on_and_bad_input_does_not(tmp_path, capsys):
+    @cli.command
+    def fails(_):
+        with (
+            resumable("dsn_ray.train", find_run("r", None), Shape(workers=2)),
+            cli.quiet_log("x", tmp_path),
+        ):
+            raise error
+
+    error = RuntimeError("no disk")
+    assert fails() == 1
+    said = capsys.readouterr().err.splitlines()[-2:]
+    assert said[0].startswith("failed: RuntimeError: no disk (more in ")
+    assert said[1] == "Go on with: python -m dsn_ray.train --resume --name r --workers 2"
+    error = UserError("Wrong.")
+    assert fails() == 2
+    assert "Go on" not in capsys.readouterr().err
 
 
 class ReadOnly(BaseHTTPRequestHandler):
@@ -91,10 +113,15 @@ def test_a_bucket_that_may_not_be_written_to_is_refused(tmp_path, monkeypatch):
         said = r"--storage s3://bucket/runs/first: it cannot be written to \(.*ACCESS_DENIED"
         with pytest.raises(UserError, match=said), run_folder("first", "any", "s3://bucket/runs"):
             pass
+        run = find_run("first", "s3://bucket/runs")
+        run.folder.mkdir()
+        save_settings(Training(Config(), ("sketchy", "S")), run)
+        with pytest.raises(UserError, match=said):
+            resumed("first", "s3://bucket/runs", False, Training.parse, lambda kept: kept)
     finally:
         server.shutdown()
         server.server_close()
-    assert not list(tmp_path.glob("runs/*"))
+    assert [path.name for path in tmp_path.glob("runs/*/*")] == ["config.yaml"]
 
 
 HOLDS = """
@@ -144,6 +171,7 @@ def test_another_machine_goes_on_with_what_the_storage_holds(
     run = on("first")
     monkeypatch.setattr("dsn_ray.sweeping.start", lambda sweep, *_: places.append(sweep))
     asked = ["--data", f"folder:toy={drawings}", "--smoke-test"]
+    asked += ["--set", "data.validation_classes=2"]
     space = Path(__file__).parents[1] / "search_spaces" / "lambdas_small.yaml"
     assert tune.main(["--space", str(space), *asked]) == 0
     run.folder.mkdir(parents=True)

@@ -107,6 +107,79 @@ def test_a_misspelt_key_is_named_before_the_one_that_is_missing(tmp_path):
         load_space(tmp_path / "bad.yaml")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("first: [{optimizer.lr: [1], memory.k: 1}]", "line 6: first: 0: optimizer.lr=[1] lies"),
+        ("first: [{optimizer.lr: yes, memory.k: 1}]", "optimizer.lr=True lies outside"),
+        ("first: [{optimizer.lr: fast, memory.k: 1}]", "optimizer.lr=fast lies outside"),
+        ("first: [{optimizer.lr: 1e-3, memory.k: 1.5}]", "memory.k=1.5 lies outside"),
+        ("first: [{1: 2}]", "line 6: first.0.1.[key]: input should be a valid string"),
+        ("first: 3", "line 6: first: input should be a valid list"),
+        ("scheduler: {name: none, grace_epochs: 2}", "line 6: scheduler.grace_epochs has no"),
+        ("scheduler: {name: median, reduction_factor: 3}", "reduction_factor has no effect"),
+        ("sampler: {name: qmc, startup_trials: 3}", "sampler.startup_trials has no effect"),
+        ("budget: {trials: 5}", "line 6: budget stands on line 5 already"),
+        ("set: {loss.tau: 0.1, loss.lambda1: 1, loss.tau: 0.2}", "set.loss.tau stands on line 6"),
+    ],
+)  # fmt: skip
+def test_a_malformed_key_is_named_with_its_line(tmp_path, text, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(
+        "parameters:\n"
+        "  optimizer.lr: {distribution: loguniform, low: 1e-4, high: 1e-2}\n"
+        "  memory.k: {distribution: int, low: 1, high: 30}\n"
+        "final: {seeds: 1}\n"
+        "budget: {trials: 4}\n" + text
+    )
+    with pytest.raises(UserError) as caught:
+        load_space(path)
+    assert str(caught.value).startswith(str(path))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "parameters: {memory.k: {distribution: int, low: 1, high: 9}, loss.tau: {choices: [0.1], "
+        "when: {memory.k: [1]}}}\nbudget: {trials: 1}",
+        "variants: {a: {recipe: [1]}}",
+        "variants: {a: {loss.tau: {b: 1}}}",
+        "variants: {a: 1}",
+        "variants: {a: {}}\nbudget: {trials: 3}",
+        "variants: {a: {}}\nsampler: {name: tpe}",
+        "variants: {a: {}}\nscheduler: {}",
+        "variants: {a: {}}\nfirst: []",
+        "variants: {a: {}}\nfinal: {settings: all}",
+    ],
+)
+def test_what_makes_no_sense_is_one_line(tmp_path, text):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"^\S+bad\.yaml, line \d: .+\.$"):
+        load_space(path)
+
+
+def test_a_number_that_yaml_takes_for_text_is_a_number(tmp_path):
+    path = tmp_path / "space.yaml"
+    path.write_text(
+        "parameters:\n"
+        "  optimizer.lr: {choices: [1e-4, 1e-3]}\n"
+        "  loss.tau: {distribution: uniform, low: 1e-2, high: 1, when: {optimizer.lr: 1e-3}}\n"
+        "first: [{optimizer.lr: 1e-3, loss.tau: 1e-1}]\n"
+        "set: {optimizer.lr_end: 1e-6}\n"
+        "budget: {trials: 2}\n"
+    )
+    space = load_space(path)
+    assert space.parameters["optimizer.lr"].choices == [1e-4, 1e-3]
+    assert space.parameters["loss.tau"].when == {"optimizer.lr": 1e-3}
+    assert space.first == [{"optimizer.lr": 1e-3, "loss.tau": 0.1}]
+    assert space.set == {"optimizer.lr_end": 1e-6}
+    path.write_text("variants: {a: {optimizer.lr: 1e-3}}")
+    assert load_space(path).variants == {"a": {"optimizer.lr": 1e-3}}
+
+
 def test_describe_is_short():
     assert describe({"loss.lambda1": 0.123456, "memory.k": 7}) == "lambda1=0.123 k=7"
 

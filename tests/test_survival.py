@@ -19,11 +19,15 @@ import numpy as np
 import pytest
 import ray
 import torch
+import yaml
 from PIL import Image
 from ray.cluster_utils import Cluster
 
-from dsn_ray import tune
+from dsn_ray import run_sweep, tune
+from dsn_ray.config import Config
+from dsn_ray.errors import UserError
 from dsn_ray.record import read_lines
+from dsn_ray.space import load_space
 from tests.conftest import processes_with, rows_by_key
 
 EPOCHS = 4
@@ -230,6 +234,20 @@ def test_a_sweep_from_start_to_table_while_its_machines_die(
     assert "disagree on" in capfd.readouterr().err
     assert tune.main(asked) == 2
     assert "exists already" in capfd.readouterr().err
+
+    smaller = Config().with_settings({**tune.SMOKE_TEST, "train.epochs": EPOCHS})
+    given = {"config": smaller, "trials": 2, "storage": f"file://{tmp_path}/shared"}
+    space_here, toy = load_space(tmp_path / "space.yaml"), [("folder:toy", drawings)]
+    how = {"resume": True, "final_only": True, "cpus_per_worker": 1}
+    with pytest.raises(UserError, match=r"disagree on seeds \(1, now 2\); leave"):
+        run_sweep(space_here, toy, name="s", seeds=2, **given, **how)
+    run_sweep(space_here, toy, name="s", seeds=2, **given, **how, allow_changed=True)
+    later = json.loads((run / "final.json").read_text())
+    assert later["rows"][:8] == final["rows"]  # what was there is not trained again
+    assert [row["seed"] for row in later["rows"][8:]] == [1] * 8
+    assert later["untrained"] == final["untrained"]
+    assert trials_of(tmp_path) == after
+    assert yaml.safe_load((run / "config.yaml").read_text())["seeds"] == 2
 
     wanted = ["--json", "again.json", "--figure", "found.png", "--workers", "1"]
     with running(tmp_path, "evaluate", "--checkpoint", str(checkpoint), *wanted) as evaluated:

@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from dsn_ray.tables import final_table, within_noise
+from dsn_ray.tables import final_lines, final_notes, final_table, within_noise
 
 
 def rows(dataset, value, gallery=500, seed=0, **more):
@@ -88,6 +88,38 @@ def test_variants_stand_below_each_other_with_their_difference():
     assert "mean ± standard deviation over 3 seeds" in " ".join(text.split())
 
 
+def test_a_table_whose_data_sets_have_other_numbers_of_seeds_says_so():
+    more = variants() + rows("y", 0.4, variant="baseline")
+    assert "over seeds: 3 of x, 1 of y;" in noted(more)
+    more += rows("y", 0.4, variant="both") + rows("y", 0.5, seed=1, variant="both")
+    assert "over seeds: 3 of x, 1-2 of y;" in noted(more)
+    assert "standard deviation" not in noted(rows("x", 0.4) + rows("y", 0.4))
+
+
+def noted(results):
+    return "; ".join(final_notes(results, {"x": False, "y": False})) + ";"
+
+
+@pytest.mark.parametrize(
+    ("variant", "dim", "codes", "expected"),
+    [
+        ("baseline", 64, "binary", "0.361"),
+        ("baseline", 64, "real", "-"),
+        ("baseline", 512, "binary", "-"),
+        ("both", 64, "binary", "0.436"),
+        ("512-d", 512, "real", "0.583 / 0.704"),
+        ("paper", 64, "real", "0.484 / 0.610"),
+        ("release", 64, "real", "-"),
+        ("lambda1=10 lambda2=10", 64, "binary", "-"),
+    ],
+)
+def test_a_variant_stands_beside_its_own_number_of_the_paper(variant, dim, codes, expected):
+    results = [{**row, "dim": dim} for row in rows("sketchy", 0.2, variant=variant)]
+    lines = final_lines(results, [], {"sketchy": True}, False)
+    papers = {line.protocol: line.paper for line in lines if line.codes == codes}
+    assert papers == {"published": expected, "standard": "-"}
+
+
 def test_a_difference_within_noise_is_marked_and_one_of_single_seeds_is_open():
     near = [
         {**row, "value": row["value"] - 0.095 * (row["variant"] == "both")} for row in variants()
@@ -112,6 +144,12 @@ def test_a_difference_within_noise_is_marked_and_one_of_single_seeds_is_open():
 )
 def test_noise_is_what_welchs_test_says(some, others, expected):
     assert within_noise(some, others) is expected
+
+
+def test_what_diverged_is_named():
+    lost = [{"dataset": "x", "variant": "both", "seed": 3}, {"dataset": "y", "seed": 0}]
+    notes = final_notes(variants(), {"x": False}, lost)
+    assert "x, both, seed 3 and y, seed 0 diverged, and count in no mean" in notes
 
 
 def test_a_table_with_gaps_says_so():

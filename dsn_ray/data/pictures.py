@@ -76,13 +76,7 @@ class PictureTable(Protocol):
         """Teacher logits of some rows, float32 `[len(rows), 1000]`."""
 
 
-def load_pictures(
-    shards: Shards,
-    split: "Split",
-    domain: "Domain",
-    px: int,
-    teacher: TeacherLogits | None = None,
-) -> "Pictures":
+def load_pictures(shards: Shards, split: "Split", domain: "Domain", px: int) -> "Pictures":
     """Reads pictures into the object store where each node's can hold them.
 
     They are decoded where the pixels are at most 15 % of it, else held as they are encoded where
@@ -93,7 +87,6 @@ def load_pictures(
         split: which of its classes.
         domain: sketches or photos.
         px: side that training or evaluation wants.
-        teacher: logits of the pictures, which the tables then give by row.
 
     Raises:
         DataError: If they do not fit and lie on the disk of one of several nodes.
@@ -112,21 +105,13 @@ def load_pictures(
                 f"fit into {room / 2**30:.1f} GiB of each node's object store, and only one node "
                 "can read them from its disk; prepare them at an address that all nodes reach."
             )
-        held = None if teacher is None else ray.put(teacher)
         place = shards.folder / f"split={split}" / f"domain={domain}"
-        return StoredPictures(place, domain, px, count, window, held)
+        return StoredPictures(place, domain, px, count, window)
     rows = shards.rows(split, domain).select_columns(["id", "label", "group", "encoded"])
     rows = rows.rename_columns({"encoded": "picture"})
     if decoded:
         rows = rows.map_batches(
             _decoded, fn_kwargs={"px": px}, batch_size=64, batch_format="pyarrow"
-        )
-    if teacher is not None:
-        rows = rows.map_batches(
-            _with_teacher,
-            fn_kwargs={"teacher": ray.put(teacher)},
-            batch_size=1024,
-            batch_format="pyarrow",
         )
     return HeldPictures(rows.materialize().to_arrow_refs(), domain, px, count, window, decoded)
 
@@ -137,17 +122,22 @@ def _decoded(rows: pa.Table, px: int) -> pa.Table:
     return rows.set_column(place, "picture", pa.array(pixels, pa.binary()))
 
 
-def _with_teacher(rows: pa.Table, teacher: "ray.ObjectRef[TeacherLogits]") -> pa.Table:
-    chosen = _logits_of(ray.get(teacher), rows["id"].to_numpy())
-    return rows.append_column("teacher", pa.array([row.tobytes() for row in chosen], pa.binary()))
+class _Judged:
+    """The teacher's part of a table."""
 
+    ids: NDArray[np.int64]
 
-def _logits_of(teacher: TeacherLogits, ids: NDArray[np.int64]) -> NDArray[np.float16]:
-    places = np.searchsorted(teacher.ids, ids).clip(max=len(teacher.ids) - 1)
-    if not np.array_equal(teacher.ids[places], ids):
+    def __init__(self, logits: "ray.ObjectRef[TeacherLogits] | None") -> None:
+        self._logits = None if logits is None else ray.get(logits)
+        self.is_judged = self._logits is not None
+
+    def teacher(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        ids = self.ids[rows]
+        if self._logits is not None:
+            places = np.searchsorted(self._logits.ids, ids).clip(max=len(self._logits.ids) - 1)
+            if np.array_equal(self._logits.ids[places], ids):
+                return torch.from_numpy(self._logits.logits[places]).float()
         raise ValueError("the teacher has not judged all of these pictures")
-    chosen: NDArray[np.float16] = teacher.logits[places]
-    return chosen
 
 
 @dataclass(frozen=True)
@@ -159,9 +149,9 @@ class HeldPictures:
         px: side of a picture.
         count: number of pictures.
         window: as of their table.
-        blocks: references to tables with `id`, `label`, `group` and `picture`, and `teacher` for
-            pictures that the teacher has judged.
+        blocks: references to tables with `id`, `label`, `group` and `picture`.
         decoded: whether `picture` holds pixels, uint8 `[3, px, px]`; else encoded bytes.
+        logits: of the teacher; None where it has not judged these pictures.
     """
 
     blocks: list["ray.ObjectRef[pa.Table]"]
@@ -170,40 +160,37 @@ class HeldPictures:
     count: int
     window: int
     decoded: bool
+    logits: "ray.ObjectRef[TeacherLogits] | None" = None
 
     def table(self) -> PictureTable:
         """Opens them in this process."""
         return _HeldTable(self)
 
 
-class _HeldTable:
+class _HeldTable(_Judged):
     """Rows that are mapped into this process without a copy."""
 
     def __init__(self, pictures: HeldPictures) -> None:
+        super().__init__(pictures.logits)
         table = pa.concat_tables(ray.get(pictures.blocks))
         unordered = table["id"].to_numpy()
         self._places = np.argsort(unordered, kind="stable")
-        self._columns = {name: table[name] for name in table.column_names}
+        self._cells = table["picture"]
         self._pictures = pictures
         self.ids = unordered[self._places]
         self.labels = table["label"].to_numpy()[self._places]
         self.groups = table["group"].to_numpy()[self._places]
         self.window = pictures.window
-        self.is_judged = "teacher" in self._columns
 
     def expect(self, rows: NDArray[np.int64]) -> None:
         """They are there."""
 
     def pixels(self, row: int) -> NDArray[np.uint8]:
         px = self._pictures.px
-        cell = self._columns["picture"][int(self._places[row])].as_buffer()
+        cell = self._cells[int(self._places[row])].as_buffer()
         if self._pictures.decoded:
             return np.frombuffer(cell, np.uint8).reshape(3, px, px)
         return decode(cell.to_pybytes(), px)
-
-    def teacher(self, rows: NDArray[np.int64]) -> torch.Tensor:
-        cells = (self._columns["teacher"][int(place)].as_buffer() for place in self._places[rows])
-        return torch.from_numpy(np.stack([np.frombuffer(c, np.float16) for c in cells])).float()
 
 
 @dataclass(frozen=True)
@@ -224,17 +211,18 @@ class StoredPictures:
     px: int
     count: int
     window: int
-    logits: "ray.ObjectRef[TeacherLogits] | None"
+    logits: "ray.ObjectRef[TeacherLogits] | None" = None
 
     def table(self) -> PictureTable:
         """Opens them in this process."""
         return _StoredTable(self)
 
 
-class _StoredTable:
+class _StoredTable(_Judged):
     """Rows whose row groups are read when they are wanted; those of two windows are kept."""
 
     def __init__(self, pictures: StoredPictures) -> None:
+        super().__init__(pictures.logits)
         self._pictures = pictures
         self._lock, self._pool = Lock(), ThreadPoolExecutor(_READERS)
         self._kept: OrderedDict[int, Future[pa.ChunkedArray]] = OrderedDict()
@@ -256,8 +244,6 @@ class _StoredTable:
         self.window = pictures.window
         self._starts = np.concatenate([[0], np.cumsum(self._sizes)])
         self._most_kept = 2 * (pictures.window + max(self._sizes))
-        self._logits = None if pictures.logits is None else ray.get(pictures.logits)
-        self.is_judged = self._logits is not None
 
     def _open(self, name: str, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
         folder = self._pictures.folder
@@ -295,11 +281,6 @@ class _StoredTable:
         group = int(self._groups_of(place))
         cell = self._group(group).result()[int(place - self._starts[group])]
         return decode(cell.as_py(), self._pictures.px)
-
-    def teacher(self, rows: NDArray[np.int64]) -> torch.Tensor:
-        if self._logits is None:
-            raise ValueError("the teacher has not judged these pictures")
-        return torch.from_numpy(_logits_of(self._logits, self.ids[rows])).float()
 
 
 Pictures = HeldPictures | StoredPictures

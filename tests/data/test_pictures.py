@@ -1,9 +1,11 @@
 """Pictures held in memory and pictures read from the shards are the same pictures."""
 
+from dataclasses import replace
 from threading import Barrier
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from dsn_ray.config import AugmentConfig, DataConfig
@@ -46,7 +48,7 @@ def share(request, monkeypatch):
 def test_every_way_gives_the_same_pictures(shards, drawings, share):
     source = open_source("folder:toy", drawings)
     teacher = logits_of(shards, "photo")
-    loaded = load_pictures(shards, "seen", "photo", PX, teacher)
+    loaded = replace(load_pictures(shards, "seen", "photo", PX), logits=ray.put(teacher))
     assert isinstance(loaded, StoredPictures if share == "stored" else HeldPictures)
     assert share == "stored" or loaded.decoded == (share == "decoded")
     table = loaded.table()
@@ -74,7 +76,7 @@ def test_a_few_row_groups_are_kept(shards, tmp_path, drawings, monkeypatch):
         if (part.split, part.domain) == ("seen", "sketch"):
             writer(part.row(source, sizes))
     folder = Folder.at(tmp_path) / "split=seen" / "domain=sketch"
-    table = StoredPictures(folder, "sketch", PX, 30, 2, None).table()
+    table = StoredPictures(folder, "sketch", PX, 30, 2).table()
     assert sorted(table.groups.tolist()) == list(range(30))
     assert not table.is_judged
     whole = load_pictures(shards, "seen", "sketch", PX).table()

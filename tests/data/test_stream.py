@@ -1,5 +1,8 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import ray
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -71,7 +74,7 @@ def tables(shards):
     teacher = TeacherLogits(ids, logits)
     return (
         load_pictures(shards, "seen", "sketch", 32).table(),
-        load_pictures(shards, "seen", "photo", 32, teacher).table(),
+        replace(load_pictures(shards, "seen", "photo", 32), logits=ray.put(teacher)).table(),
     )
 
 
