@@ -1,7 +1,6 @@
 """The node provider of `cluster/gpu.yaml`: AWS's spot market, and on demand where that has nothing.
 
-Ray 2.60 by itself would ask the spot market for ever: it passes over a kind of machine that hangs,
-not one that is refused.
+Ray 2.60 by itself asks for a refused machine again and again, whatever other kinds there are.
 """
 
 import logging

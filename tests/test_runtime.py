@@ -70,14 +70,14 @@ def test_an_address_that_an_ended_cluster_left_behind_is_no_cluster(monkeypatch)
     left_behind("127.0.0.1:1", monkeypatch)
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.delenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", raising=False)
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
+    monkeypatch.setenv("TUNE_DISABLE_SIGINT_HANDLER", "0")
     with ray_cluster() as dashboard:
         assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
         assert ray.cluster_resources()["CPU"] >= 1
         assert dashboard.startswith("http://127.0.0.1:")
     assert signal.getsignal(signal.SIGTERM) is before
     assert "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S" not in os.environ
-    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
+    assert os.environ["TUNE_DISABLE_SIGINT_HANDLER"] == "0"
 
 
 @ray.remote(num_cpus=0)

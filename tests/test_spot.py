@@ -3,8 +3,18 @@
 import importlib
 import sys
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
+from ray.autoscaler.v2.instance_manager.config import NodeTypeConfig
+from ray.autoscaler.v2.instance_manager.subscribers.cloud_resource_monitor import (
+    CloudResourceMonitor,
+)
+from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+from ray.autoscaler.v2.schema import AutoscalerInstance
+from ray.autoscaler.v2.utils import ResourceRequestUtil
+from ray.core.generated.autoscaler_pb2 import NodeState, NodeStatus
+from ray.core.generated.instance_manager_pb2 import Instance, InstanceUpdateEvent
 
 from tests.data.trees import write
 
@@ -97,3 +107,34 @@ def test_where_there_is_nothing_on_demand_either(provider):
     provider.refused = {"spot": "InsufficientInstanceCapacity", None: "VcpuLimitExceeded"}
     with pytest.raises(Exception, match="VcpuLimitExceeded"):
         start(provider)
+
+
+def test_ray_by_itself_asks_the_spot_market_for_ever():
+    """Where this fails, Ray has learned it, and `dsn_ray.spot` is not needed any more."""
+    head = Instance(instance_id="h", instance_type="head", status=Instance.RAY_RUNNING)
+    state = NodeState(ray_node_type_name="head", node_id=b"h", status=NodeStatus.RUNNING)
+    markets = {"spot": 1, "on_demand": 0}
+    types = {
+        "head": NodeTypeConfig("head", 0, 1, resources={"CPU": 8}),
+        **{
+            name: NodeTypeConfig(name, 0, 2, priority=priority, resources={"CPU": 8, "GPU": 1})
+            for name, priority in markets.items()
+        },
+    }
+    monitor, launched = CloudResourceMonitor(), []
+    for _ in range(3):
+        asked = SchedulingRequest(
+            disable_launch_config_check=True,
+            node_type_configs=types,
+            max_num_nodes=3,
+            resource_requests=ResourceRequestUtil.group_by_count(
+                [ResourceRequestUtil.make({"GPU": 1})]
+            ),
+            current_instances=[AutoscalerInstance(im_instance=head, ray_node=state)],
+            cloud_resource_availabilities=monitor.get_resource_availabilities(),
+        )
+        (launch,) = ResourceDemandScheduler(MagicMock()).schedule(asked).to_launch
+        launched.append(launch.instance_type)
+        failed = {"instance_id": "i", "new_instance_status": Instance.ALLOCATION_FAILED}
+        monitor.notify([InstanceUpdateEvent(**failed, instance_type=launch.instance_type)])
+    assert launched == ["spot"] * 3
