@@ -200,13 +200,7 @@ def _search(
     from dsn_ray.gauges import Gauges
     from dsn_ray.progress import SearchProgress
     from dsn_ray.record import EPOCHS, EpochLog, name_of_trial
-    from dsn_ray.search import (
-        StudySearcher,
-        best_setting,
-        make_scheduler,
-        take_up_study,
-        trials_kept,
-    )
+    from dsn_ray.search import StudySearcher, best_setting, make_scheduler, take_up_study
     from dsn_ray.trials import Retention, run_trials
     from dsn_ray.worker import OBJECTIVE
 
@@ -242,7 +236,7 @@ def _search(
                 progress,
                 EpochLog(run.folder / EPOCHS, name_of),
                 Gauges(run.folder.name, name_of),
-                Retention(storage, partial(trials_kept, study)),
+                Retention(storage, searcher.wanted),
             ],
             run.storage,
             "tune-search",
