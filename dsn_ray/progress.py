@@ -106,6 +106,8 @@ class SearchProgress(TrialsView):
         **info: Any,
     ) -> None:
         """Tells of a finished epoch."""
+        if result["epoch"] <= _epoch(trial):
+            return  # a training that was interrupted tells its last one again
         self._epochs_seen += 1
         seconds = self._seconds.get(trial.trial_id, 0.0)
         self._seconds[trial.trial_id] = seconds + result.get("seconds", 0.0)
@@ -229,7 +231,7 @@ class FinalProgress(TrialsView):
         **info: Any,
     ) -> None:
         """Tells of a finished epoch."""
-        if "pictures_per_second" not in result:
+        if "pictures_per_second" not in result or result["epoch"] <= _epoch(trial):
             return
         self._epochs_seen += 1
         if not self._live:

@@ -182,6 +182,14 @@ class StudySearcher(PacedSearcher):
     def _seeds_left(self, trial: optuna.Trial) -> list[int]:
         return [seed for seed in self._seeds if str(seed) not in _endings(trial)]
 
+    def wanted(self) -> set[int]:
+        """The numbers of the trials that train, that have failed and may go on, and of the best."""
+        study = self._study
+        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        best = [study.best_trial] if best_setting(study) is not None else []
+        training = {proposal["number"] for proposal in self._running.values()}
+        return training | {trial.number + 1 for trial in [*running, *best]}
+
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Tells Optuna an epoch's value."""
         if self.metric in result:
@@ -314,13 +322,6 @@ def best_setting(study: optuna.Study) -> dict[str, Any] | None:
     return dict(study.best_trial.params)
 
 
-def trials_kept(study: optuna.Study) -> set[int]:
-    """The numbers of the trials that are under way, or failed and may go on, and of the best."""
-    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    best = [study.best_trial] if best_setting(study) is not None else []
-    return {trial.number + 1 for trial in [*running, *best]}
-
-
 def settings_tried(study: optuna.Study) -> list[dict[str, Any]]:
     """Every setting of the search but those that failed, in order."""
     states = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -352,13 +353,15 @@ def make_scheduler(space: Space, metric: str, epochs: int) -> "NumberedScheduler
 class NumberedScheduler(FIFOScheduler):
     """A scheduler that knows a trial by its own number, whichever process runs it.
 
-    So one that goes on in a later process is judged as if nothing had happened.
+    So one that goes on in a later process is judged as if nothing had happened, and once for each
+    epoch, though a training that was interrupted tells its last one again.
     """
 
     def __init__(self, rule: TrialScheduler) -> None:
         """Lets another scheduler judge."""
         super().__init__()
         self._rule = rule
+        self._judged: dict[_Known, int] = {}
 
     def remind(self, study: optuna.Study, metric: str) -> None:
         """Tells it what trials have reported to an earlier process, without judging them again."""
@@ -370,6 +373,7 @@ class NumberedScheduler(FIFOScheduler):
                 if not math.isnan(value):
                     self._rule.on_trial_add(None, known)
                     self._rule.on_trial_complete(None, known, {"epoch": epoch, metric: value})
+                    self._judged[known] = epoch
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """Passes it on."""
@@ -377,7 +381,11 @@ class NumberedScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Passes it on."""
-        return str(self._rule.on_trial_result(tune_controller, _Known.of(trial), result))
+        known = _Known.of(trial)
+        if result["epoch"] <= self._judged.get(known, 0):
+            return TrialScheduler.CONTINUE
+        self._judged[known] = result["epoch"]
+        return str(self._rule.on_trial_result(tune_controller, known, result))
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         """Passes it on."""

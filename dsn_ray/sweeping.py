@@ -228,13 +228,7 @@ def _search(
     from dsn_ray.gauges import Gauges
     from dsn_ray.progress import SearchProgress
     from dsn_ray.record import EPOCHS, EpochLog, name_of_trial
-    from dsn_ray.search import (
-        StudySearcher,
-        best_setting,
-        make_scheduler,
-        take_up_study,
-        trials_kept,
-    )
+    from dsn_ray.search import StudySearcher, best_setting, make_scheduler, take_up_study
     from dsn_ray.trials import Retention, run_trials
 
     epochs, seed = sweep.config.train.epochs, sweep.config.train.seed
@@ -270,7 +264,7 @@ def _search(
                 progress,
                 EpochLog(run.folder / EPOCHS, name_of),
                 Gauges(run.folder.name, name_of, progress.how_it_ended, best),
-                Retention(storage, partial(trials_kept, study)),
+                Retention(storage, searcher.wanted),
             ],
             run.storage,
             "tune-search",

@@ -54,14 +54,14 @@ class Retention(Callback):
     and may go on, however many it runs.
     """
 
-    def __init__(self, storage: str, kept: Callable[[], Iterable[int]]) -> None:
+    def __init__(self, storage: str, wanted: Callable[[], Iterable[int]]) -> None:
         """Deletes nothing yet.
 
         Args:
             storage: folder or URL with one folder per training.
-            kept: the numbers of the trials whose checkpoints are wanted.
+            wanted: tells the numbers of the trials whose checkpoints are.
         """
-        self._storage, self._kept = storage, kept
+        self._storage, self._wanted = storage, wanted
 
     def setup(self, *_: Any, **info: Any) -> None:
         """Deletes what an earlier process left, when the search begins."""
@@ -79,10 +79,13 @@ class Retention(Callback):
 
     def _sweep(self) -> None:
         folder = Folder.at(self._storage)
-        kept = tuple(f"trial{number}-" for number in self._kept())
-        for name in folder.folders():
-            if not name.startswith(kept):
-                with suppress(OSError):  # somebody writes there still; the next time comes
+        wanted = tuple(f"trial{number}-" for number in self._wanted())
+        names: list[str] = []
+        with suppress(OSError):  # it is away; the next time comes
+            names = folder.folders()
+        for name in names:
+            if not name.startswith(wanted):
+                with suppress(OSError):  # somebody writes there still
                     (folder / name).remove()
 
 

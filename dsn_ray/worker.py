@@ -131,9 +131,7 @@ def _train(job: dict[str, Any], watch: Watch) -> None:
         with resumed.as_directory() as folder:
             learner.load(Path(folder) / "state.pt")
             last = json.loads((Path(folder) / "about.json").read_text(encoding="utf-8"))
-        if learner.epoch >= config.train.epochs:
-            # It was stopped after its last epoch, before anybody heard of it.
-            ray.train.report(last["metrics"])
+        ray.train.report(last["metrics"])  # nobody may have heard of it before the interruption
     about = {
         "data": data.name,
         "root": data.root,

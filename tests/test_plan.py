@@ -43,6 +43,8 @@ def test_an_epoch_counts_the_pictures_that_pass(drawings):
     assert search.pictures == (18 // 8) * 12  # three of five classes
     assert final.pictures == (30 // 8) * 12
     assert (final.trainings, search.trainings) == (3, 24)
+    # Of the search the best one's checkpoint, and two of the one that trains, for a moment.
+    assert search.checkpoints == final.checkpoints  # of three seeds
 
 
 def test_a_dry_run_starts_and_leaves_nothing(drawings, tmp_path, monkeypatch, capsys):

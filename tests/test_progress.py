@@ -50,7 +50,10 @@ def record(tmp_path):
 
 def test_the_record_has_a_line_for_each_trial_that_ended(tmp_path):
     shown, _ = progress(tmp_path)
-    shown.on_trial_result(1, TRIALS, TRIALS[1], {**TRIALS[1].last_result, "seconds": 1.5})
+    result = {**TRIALS[1].last_result, "seconds": 1.5}
+    # Tune tells its callbacks before it notes the result.
+    shown.on_trial_result(1, TRIALS, trial(2, Trial.RUNNING, 0, 0.0), result)
+    shown.on_trial_result(1, TRIALS, TRIALS[1], result)  # once more, after an interruption
     all_end(shown)
     lines = record(tmp_path)
     assert [(x["number"], x["state"], x["epochs"], x["value"]) for x in lines] == [
@@ -77,6 +80,8 @@ def test_what_an_earlier_process_recorded_stays(tmp_path):
 def test_without_a_terminal_each_epoch_is_a_line(tmp_path):
     shown, console = progress(tmp_path)
     with shown:
+        before = trial(4, Trial.RUNNING, 0, 0.0, lambda1=0.4)
+        shown.on_trial_result(1, TRIALS, before, TRIALS[3].last_result)
         shown.on_trial_result(1, TRIALS, TRIALS[3], TRIALS[3].last_result)
     (line,) = console.file.getvalue().splitlines()
     assert line.startswith("trial 4/5 epoch 1/3 mAP 0.4000  lambda1=0.4  50 pictures/s")
@@ -136,7 +141,7 @@ def test_final_trainings_are_shown_by_name():
     console = Console(file=io.StringIO(), width=80)
     shown = FinalProgress(console, ["sketchy, baseline, seed 0", "sketchy, both, seed 0"], [3, 5])
     result = trial(1, Trial.RUNNING, 1, 0.0).last_result
-    running = trial(1, Trial.RUNNING, 0, 0.0)  # Tune tells its callbacks before it notes the result
+    running = trial(1, Trial.RUNNING, 0, 0.0)
     with shown:
         shown.on_trial_result(1, [running], running, result)
         shown.on_trial_result(1, [running], running, {"epoch": 3, "rows": []})

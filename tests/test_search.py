@@ -17,7 +17,6 @@ from dsn_ray.search import (
     open_study,
     settings_tried,
     take_up_study,
-    trials_kept,
 )
 from dsn_ray.space import Space
 
@@ -70,14 +69,15 @@ def run(search, values):
 
 
 def test_each_ending_is_told_rightly(tmp_path):
-    run(searcher(tmp_path, space()), [(3, 0.9), (1, 0.3), (3, math.nan), None])
+    search = searcher(tmp_path, space())
+    run(search, [(3, 0.9), (1, 0.3), (3, math.nan), None])
     told = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]
     assert states(tmp_path) == [*told, TrialState.RUNNING]  # the last can go on
     study = open_study(tmp_path / "study.journal", space().sampler)
     assert study.best_value == 0.9
     assert best_setting(study) == {"loss.lambda1": 0.1}
     assert len(settings_tried(study)) == 2
-    assert trials_kept(study) == {1, 4}
+    assert search.wanted() == {1, 4}
     assert study.trials[0].intermediate_values == pytest.approx({1: 0.3, 2: 0.6, 3: 0.9})
     assert study.trials[1].intermediate_values == {1: 0.3}
 
@@ -282,6 +282,17 @@ def test_the_value_of_a_setting_is_the_mean_over_its_seeds(tmp_path):
     assert states(tmp_path) == [TrialState.COMPLETE, TrialState.FAIL]
 
 
+def test_the_checkpoints_of_a_setting_are_wanted_while_a_seed_trains(tmp_path):
+    of = space(budget={"trials": 2, "seeds": 2}, scheduler={"name": "none"})
+    search = searcher(tmp_path, of, room=lambda: 2)
+    assert [search.suggest(trial_id)["seed"] for trial_id in "ab"] == [0, 1]
+    search.on_trial_complete("a", {"epoch": 1, "mAP": math.nan})
+    assert states(tmp_path) == [TrialState.FAIL]
+    assert search.wanted() == {1}
+    search.on_trial_complete("b", {"epoch": 3, "mAP": 0.5})
+    assert search.wanted() == set()
+
+
 def test_trials_run_while_the_cluster_has_room_even_if_it_grows(tmp_path):
     size = [1]
     search = searcher(tmp_path, space(), room=lambda: size[0])
@@ -353,7 +364,7 @@ def test_a_scheduler_remembers_what_an_earlier_process_saw(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["asha", "median"])
-def test_a_resumed_trial_is_judged_as_an_undisturbed_one(tmp_path, name):
+def test_a_resumed_trial_is_judged_as_an_undisturbed_one(tmp_path, monkeypatch, name):
     of = space(scheduler={"name": name})
     search, scheduler = searcher(tmp_path, of, 8, lambda: 4), make_scheduler(of, "mAP", epochs=8)
     running = SimpleNamespace(get_live_trials=tuple)
@@ -369,6 +380,9 @@ def test_a_resumed_trial_is_judged_as_an_undisturbed_one(tmp_path, name):
     later, again = make_scheduler(of, "mAP", epochs=8), known(4)
     later.remind(search._study, "mAP")
     later.on_trial_add(running, again)
+    with monkeypatch.context() as patched:
+        patched.setattr(later._rule, "on_trial_result", None)  # it has heard of the last epoch
+        assert later.on_trial_result(running, again, {"epoch": 4, "mAP": 0.3}) == "CONTINUE"
     result = {"epoch": 5, "mAP": 0.3}
     assert later.on_trial_result(running, again, result) == "CONTINUE"
     assert scheduler.on_trial_result(running, trials[-1], result) == "CONTINUE"
