@@ -167,7 +167,8 @@ def history(trials: Sequence[Tried]) -> Draw:
                 axes.scatter(*zip(*mine, strict=True), marker=marker, label=state, zorder=3)
         seeds = [(t.number, value) for t in trials if len(t.seeds) > 1 for value in t.seeds]
         if seeds:
-            axes.scatter(*zip(*seeds, strict=True), s=9, color=_QUIET, label="single seeds")
+            numbers, each = zip(*seeds, strict=True)
+            axes.scatter(numbers, each, s=9, color=_QUIET, label="single seeds")
         ended = [(trial.number, trial.value) for trial in trials if trial.state == "finished"]
         if ended:
             best = np.maximum.accumulate([value for _, value in ended])
