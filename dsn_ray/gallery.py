@@ -126,7 +126,7 @@ def open_gallery(
 
 
 def as_trained(encoded: bytes, domain: Domain, px: int) -> NDArray[np.uint8]:
-    """A picture's file as training sees it after `prepare`: uint8 `[3, px, px]`.
+    """A picture's file as training sees it after `prepare` (without `--keep`): uint8 `[3, px, px]`.
 
     Raises:
         ValueError: If it is no picture that can be used.

@@ -59,6 +59,7 @@ def application(
         threads: torch's of each.
         hosts: as of `make_app`.
     """
+    import numpy as np
     import ray
     from ray import serve
 
@@ -74,8 +75,8 @@ def application(
             _use_threads(threads)
             self._network = network_of(config, classes, ray.get(state))
 
-        def features(self, sketches: "list[NDArray[np.uint8]]") -> "NDArray[np.float32]":
-            return embed(self._network, sketches, photos=False)
+        def features(self, sketches: "NDArray[np.uint8]") -> "NDArray[np.float32]":
+            return embed(self._network, list(sketches), photos=False)
 
     class Page:
         def __init__(self, searcher: "DeploymentHandle") -> None:
@@ -95,7 +96,7 @@ def application(
         async def _features(
             self, sketches: "list[NDArray[np.uint8]]"
         ) -> "list[NDArray[np.float32]]":
-            return list(await self._searcher.features.remote(sketches))
+            return list(await self._searcher.features.remote(np.stack(sketches)))
 
     # Zero CPUs: on a small machine the processes share what there is instead of waiting for ever.
     searcher = serve.deployment(
