@@ -10,7 +10,7 @@ from cycler import cycler
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 Draw = Callable[[Figure], None]
@@ -248,6 +248,9 @@ def scatter(points: Sequence[tuple[float, float, float]], labels: Sequence[str])
                 scale("log")
             else:
                 scale("symlog", linthresh=min((v for v in values if v > 0), default=1.0))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
         axes.set(xlabel=labels[0], ylabel=labels[1])
         figure.colorbar(shown, label=labels[2])
 

@@ -226,13 +226,17 @@ def test_a_trial_counts_by_the_mean_of_its_seeds(run):
     assert (first.state, third.state) == ("finished", "unfinished")
 
 
-def test_a_lambda_of_zero_is_drawn():
+@pytest.mark.parametrize("least", [0.0, 0.01])
+def test_lambdas_are_drawn_and_named_also_where_one_is_zero(least):
     album = Album()
-    points = [(0.0, 0.1, 0.3), (0.0, 0.2, 0.4), (1.0, 0.0, 0.5), (10.0, 0.3, 0.5)]
+    points = [(least, 0.1, 0.3), (least, 0.2, 0.4), (1.0, least, 0.5), (10.0, 0.3, 0.5)]
     (picture,) = sections._surface(album, "lambdas", "x", points)
     assert album.files["lambdas.csv"].count(b"\n") == 1 + len(points)
     drawn = base64.b64decode(picture.light.partition(",")[2]).decode()
     assert drawn.count("<use ") >= len(points)
+    names = re.findall(r"<text[^>]*>([^<]*)</text>", drawn)
+    assert {"1", "10", "lambda1", "lambda2"} <= set(names)
+    assert not any("$" in name for name in names)
 
 
 def test_a_single_training_is_not_partial(run):
