@@ -160,6 +160,7 @@ def test_a_grid_is_a_heat_map_of_unseen_classes_too(run):
 def test_a_damaged_file_takes_only_its_own_section_away(run, capsys):
     folder = run(3, ablation(), [{"dataset": "sketchy", "variant": "both", "seed": 0}])
     (folder / "final/0/details/per_class.csv").unlink()
+    (folder / "final/0/details/worst.csv").unlink()  # as runs of older versions
     (folder / "epochs.jsonl").write_text('{"training": "trial 1, seed 0"}\n')
     (folder / "study.journal").write_text("garbage\n{{")
     (folder / "report").mkdir()
@@ -171,6 +172,7 @@ def test_a_damaged_file_takes_only_its_own_section_away(run, capsys):
     assert "Learning curves: not shown (KeyError: &#39;epoch&#39;)" in page
     drawn = {path.stem for path in (folder / "report").iterdir()}
     assert drawn == {"history", "retrievals-sketchy", "worst-sketchy"}
+    assert not (folder / "report" / "worst-sketchy.csv").exists()
     assert "Traceback" not in capsys.readouterr().err
 
 
