@@ -23,6 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 PHOTOS, DRAWERS, SEARCHES = 10_000, 20, 15
+NO_LIMITS = httpx.Limits(max_connections=None)
+REST = 0.25  # seconds that a hand rests until the page searches
 
 
 def make_photos(folder: Path) -> None:
@@ -37,13 +39,13 @@ def make_photos(folder: Path) -> None:
 
 
 def drawing(number: int, to: Path) -> bytes:
-    """A sketch of a few random lines, as the page's canvas would send it."""
+    """A sketch of a few random lines, as large as the page sends it."""
     random = np.random.default_rng(number)
-    picture = Image.new("RGB", (512, 512), "white")
+    picture = Image.new("RGB", (256, 256), "white")
     pen = ImageDraw.Draw(picture)
     for _ in range(6):
-        pen.line([tuple(p) for p in random.integers(40, 470, (5, 2)).tolist()], "black", 5)
-    file = to / f"sketch{number}.png"
+        pen.line([tuple(p) for p in random.integers(20, 235, (5, 2)).tolist()], "black", 3)
+    file = to / f"small{number}.png"
     picture.save(file)
     return file.read_bytes()
 
@@ -63,7 +65,9 @@ def main() -> None:
         env=os.environ | {"XDG_CACHE_HOME": str(parsed.work.resolve() / "cache")},
     )
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        with httpx.Client(
+            base_url=f"http://127.0.0.1:{port}", timeout=60, limits=NO_LIMITS
+        ) as client:
             while True:
                 try:
                     if client.get("/healthz").status_code == 200:
@@ -74,27 +78,44 @@ def main() -> None:
                 time.sleep(1)
             sketches = [drawing(number, parsed.work) for number in range(DRAWERS)]
 
-            def search(sketch: bytes) -> tuple[float, int]:
+            def search(sketch: bytes) -> tuple[float, int, list[int]]:
                 started = time.perf_counter()
-                status = client.post("/search?top=20", content=sketch).status_code
-                return time.perf_counter() - started, status
+                answer = client.post("/search?top=20", content=sketch)
+                took = time.perf_counter() - started
+                found = answer.json().get("photos", [])
+                return took, answer.status_code, [photo["photo"] for photo in found]
+
+            def ask(person: int) -> list[tuple[float, int]]:
+                return [search(sketches[person])[:2] for _ in range(SEARCHES)]
 
             def draw(person: int) -> list[tuple[float, int]]:
-                return [search(sketches[person]) for _ in range(SEARCHES)]
+                """As the page does: it searches when a hand rests, and keeps photos it has."""
+                done, seen = [], set[int]()
+                time.sleep(person * REST / DRAWERS)
+                for number in range(SEARCHES):
+                    took, status, photos = search(sketches[(person + number) % DRAWERS])
+                    done.append((took, status))
+                    for photo in set(photos) - seen:
+                        client.get(f"/photos/{photo}").raise_for_status()
+                    seen |= set(photos)
+                    time.sleep(REST)
+                return done
 
-            draw(0)
-            alone = draw(1)
-            with ThreadPoolExecutor(DRAWERS) as people:
-                together = [one for many in people.map(draw, range(DRAWERS)) for one in many]
+            ask(0)
+            rows = {"1, without a pause": ask(1)}
+            for title, act in {"without a pause": ask, "drawing": draw}.items():
+                with ThreadPoolExecutor(DRAWERS) as people:
+                    together = [one for many in people.map(act, range(DRAWERS)) for one in many]
+                rows[f"{DRAWERS}, {title}"] = together
     finally:
         server.terminate()
         server.wait(120)
     table = Table("people", "searches", "median", "slowest", "errors")
-    for people_at_once, done in ((1, alone), (DRAWERS, together)):
+    for title, done in rows.items():
         times = [took * 1e3 for took, _ in done]
         errors = sum(status != 200 for _, status in done)
         table.add_row(
-            *(str(people_at_once), str(len(done)), f"{statistics.median(times):.0f} ms"),
+            *(title, str(len(done)), f"{statistics.median(times):.0f} ms"),
             *(f"{max(times):.0f} ms", str(errors)),
         )
     Console().print(table)

@@ -22,7 +22,7 @@
         teaching.py   the teacher's logits, computed once per data set and kept
     model/          the network: backbones, heads, weights, teacher, batch norm across ranks
     objective/      what training pulls on: contrastive, memory, distillation
-    retrieval/      what a search gives: codes, rankings and metrics
+    retrieval/      what a search gives: codes, rankings and metrics; and searching itself
     checkpoint.py   trained networks on disk
     rating.py       unseen pictures -> features -> metrics, as a Ray Data job
     gallery.py      a folder of photos to search

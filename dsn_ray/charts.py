@@ -10,7 +10,7 @@ from cycler import cycler
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 Draw = Callable[[Figure], None]
@@ -167,7 +167,8 @@ def history(trials: Sequence[Tried]) -> Draw:
                 axes.scatter(*zip(*mine, strict=True), marker=marker, label=state, zorder=3)
         seeds = [(t.number, value) for t in trials if len(t.seeds) > 1 for value in t.seeds]
         if seeds:
-            axes.scatter(*zip(*seeds, strict=True), s=9, color=_QUIET, label="single seeds")
+            numbers, each = zip(*seeds, strict=True)
+            axes.scatter(numbers, each, s=9, color=_QUIET, label="single seeds")
         ended = [(trial.number, trial.value) for trial in trials if trial.state == "finished"]
         if ended:
             best = np.maximum.accumulate([value for _, value in ended])
@@ -247,6 +248,9 @@ def scatter(points: Sequence[tuple[float, float, float]], labels: Sequence[str])
                 scale("log")
             else:
                 scale("symlog", linthresh=min((v for v in values if v > 0), default=1.0))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
         axes.set(xlabel=labels[0], ylabel=labels[1])
         figure.colorbar(shown, label=labels[2])
 

@@ -90,7 +90,7 @@ def open_gallery(
     tables = [old.filter(same)]
     changed = sorted(stamps.keys() - set(tables[0]["path"].to_pylist()))
     files = cache.glob(f"features-{of_network}-*.parquet") if changed else []
-    known = pa.concat_tables([old, *(_read(file, dim) for file in files)])
+    known = pa.concat_tables([old.slice(0, 0), *(_read(file, dim) for file in files)])
     looker = _Looker(network, checkpoint.config.data.px, root, known)
     saved = time.monotonic()
     try:
@@ -126,7 +126,7 @@ def open_gallery(
 
 
 def as_trained(encoded: bytes, domain: Domain, px: int) -> NDArray[np.uint8]:
-    """A picture's file as training sees it after `prepare`: uint8 `[3, px, px]`.
+    """A picture's file as training sees it after `prepare` (without `--keep`): uint8 `[3, px, px]`.
 
     Raises:
         ValueError: If it is no picture that can be used.
@@ -268,7 +268,7 @@ def _read(file: Path, dim: int) -> pa.Table:
         ]
     )
     try:
-        table = pq.read_table(file)
+        table = pq.read_table(file, partitioning=None)
     except (OSError, pa.ArrowInvalid):
         return schema.empty_table()
     return table if table.schema.equals(schema) else schema.empty_table()
@@ -297,7 +297,7 @@ def _kept_codes(file: Path, rows: bytes, features: NDArray[np.float32]) -> Binar
     """
     dim = features.shape[1]
     try:
-        table = pq.read_table(file)
+        table = pq.read_table(file, partitioning=None)
         about = table.schema.metadata or {}
         if about.get(b"rows") == rows:
             mean, projection = (np.frombuffer(about[name]) for name in (b"mean", b"projection"))

@@ -54,7 +54,8 @@ def write_report(folder: Path) -> Path:
     run = read_run(folder)
     if not isinstance(run.config, dict) or not {"data", "config"} <= run.config.keys():
         raise UserError(f"{folder}: its config.yaml is not that of a run.")
-    album, broken = Album(), []
+    album = Album()
+    broken: list[str] = []
     sections = list(_sections(run, album, broken))
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from dsn_ray.gallery import Gallery
     from dsn_ray.model import DsnNetwork
 
-_BATCH, _BATCH_WAIT = 16, 0.005  # sketches embedded at a time, and seconds to wait for more
+_BATCH, _BATCH_WAIT = 16, 0.002  # sketches embedded at a time, and seconds to wait for more
 _ONGOING = 1000  # requests that reach the page at a time; it refuses searches itself, politely
 
 
@@ -42,6 +43,7 @@ def application(
     gallery: "Gallery",
     replicas: int,
     threads: int,
+    hosts: Collection[str],
 ) -> "Application":
     """What Ray Serve runs: networks that embed, and before them the page with its search.
 
@@ -55,7 +57,9 @@ def application(
         gallery: the photos.
         replicas: how many networks.
         threads: torch's of each.
+        hosts: as of `make_app`.
     """
+    import numpy as np
     import ray
     from ray import serve
 
@@ -71,11 +75,8 @@ def application(
             _use_threads(threads)
             self._network = network_of(config, classes, ray.get(state))
 
-        @serve.batch(max_batch_size=_BATCH, batch_wait_timeout_s=_BATCH_WAIT)
-        async def features(
-            self, sketches: "list[NDArray[np.uint8]]"
-        ) -> "list[NDArray[np.float32]]":
-            return list(embed(self._network, sketches, photos=False))
+        def features(self, sketches: "NDArray[np.uint8]") -> "NDArray[np.float32]":
+            return embed(self._network, list(sketches), photos=False)
 
     class Page:
         def __init__(self, searcher: "DeploymentHandle") -> None:
@@ -83,22 +84,29 @@ def application(
             self._searcher = searcher
 
         def __serve_build_asgi_app__(self) -> "FastAPI":
-            return make_app(ray.get(photos), config.data.px, self._features, CAPACITY * replicas)
+            capacity = CAPACITY * replicas
+            return make_app(ray.get(photos), config.data.px, self._features, capacity, hosts)
 
-        async def _features(self, sketch: "NDArray[np.uint8]") -> "NDArray[np.float32]":
-            features: NDArray[np.float32] = await self._searcher.features.remote(sketch)
-            return features
+        # Batches are made here: what one search costs on its way to a network, sixteen cost too.
+        @serve.batch(
+            max_batch_size=_BATCH,
+            batch_wait_timeout_s=_BATCH_WAIT,
+            max_concurrent_batches=replicas,
+        )
+        async def _features(
+            self, sketches: "list[NDArray[np.uint8]]"
+        ) -> "list[NDArray[np.float32]]":
+            return list(await self._searcher.features.remote(np.stack(sketches)))
 
     # Zero CPUs: on a small machine the processes share what there is instead of waiting for ever.
-    shared = {"num_cpus": 0}
     searcher = serve.deployment(
-        Searcher,
-        num_replicas=replicas,
-        max_ongoing_requests=2 * _BATCH,
-        ray_actor_options=shared,
+        Searcher, num_replicas=replicas, max_ongoing_requests=2, ray_actor_options={"num_cpus": 0}
     )
+    here = {f"node:{ray.util.get_node_ip_address()}": 0.001}  # where the photos are
     page = serve.deployment(
-        serve.ingress()(Page), max_ongoing_requests=_ONGOING, ray_actor_options=shared
+        serve.ingress()(Page),
+        max_ongoing_requests=_ONGOING,
+        ray_actor_options={"num_cpus": 0, "resources": here},
     )
     return page.bind(searcher.bind())
 
@@ -130,7 +138,9 @@ def _serve(parsed: argparse.Namespace) -> None:
         _ = found.index.binary  # now, and not in the first search by binary codes
         for path, reason in found.rejected[:10]:
             console.print(f"{path} is left out: {reason}", soft_wrap=True)
+        hosts: tuple[str, ...] = ("127.0.0.1", "::1", "localhost", parsed.host)
         if not ipaddress.ip_address(socket.gethostbyname(parsed.host)).is_loopback:
+            hosts = ()
             console.print("Everybody who reaches this address can search: there is no password.")
         with ray_cluster():
             if serve.status().proxies:
@@ -145,6 +155,7 @@ def _serve(parsed: argparse.Namespace) -> None:
                 # Half of the CPUs decode and answer; where torch's threads have to wait for one
                 # another's CPU, a sketch takes a hundred times as long.
                 threads=max(1, (os.cpu_count() or 1) // (2 * parsed.replicas)),
+                hosts=hosts,
             )
             try:
                 serve.start(

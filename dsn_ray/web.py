@@ -6,7 +6,7 @@ import hashlib
 import io
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -15,11 +15,12 @@ from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from numpy.typing import NDArray
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
-from dsn_ray.data.decoding import UndecodablePicture, open_rgb
+from dsn_ray.data.decoding import FORMATS, UndecodablePicture, open_rgb
 from dsn_ray.gallery import Gallery, as_trained
 from dsn_ray.retrieval.index import Codes
 
@@ -28,9 +29,13 @@ LARGEST_SKETCH = 10 * 2**20
 MOST_PHOTOS = 50
 CAPACITY = 64
 """Searches at a time for each network; further ones are told to come again."""
+ARRIVING = 2
+"""Sketches that may be on their way for each that may be searched for."""
+MOST_PIXELS = 16_000_000
+"""Of a sketch."""
 DECODED = 2
-"""Sketches decoded at a time, each of which may want a gigabyte if it is large."""
-PATIENCE = 30.0
+"""Sketches decoded at a time, and photos, of which a large one wants 700 MB."""
+PATIENCE = 10.0
 """Seconds for a sketch to arrive."""
 
 _PAGE = Path(__file__).parent / "page"
@@ -45,6 +50,7 @@ _HEADERS = {
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
 }
 _THUMBNAIL = 240
 _log = logging.getLogger(__name__)
@@ -99,11 +105,20 @@ class _Refused(NamedTuple):
 TOO_LARGE = _Refused(413, f"The picture is larger than {LARGEST_SKETCH // 2**20} MB.")
 BUSY = _Refused(429, "Too many people are searching; try again in a second.", {"Retry-After": "1"})
 SLOW = _Refused(408, f"The picture did not arrive within {PATIENCE:g} seconds.")
+CUT_OFF = _Refused(400, "The picture did not arrive whole.")
+STRANGE = _Refused(400, "This server does not answer to that name.")
+MANY_PIXELS = _Refused(422, f"The picture has more than {MOST_PIXELS // 10**6} million pixels.")
 EMPTY = _Refused(422, "The sketch is empty: draw something first.")
 GONE = _Refused(404, "This photo is gone, or it was never here.")
 
 
-def make_app(gallery: Gallery, px: int, embed: Embed, capacity: int = CAPACITY) -> FastAPI:
+def make_app(
+    gallery: Gallery,
+    px: int,
+    embed: Embed,
+    capacity: int = CAPACITY,
+    hosts: Collection[str] = (),
+) -> FastAPI:
     """The page, `/search`, `/photos/<number>`, `/healthz` and `/openapi.json`.
 
     Args:
@@ -111,13 +126,15 @@ def make_app(gallery: Gallery, px: int, embed: Embed, capacity: int = CAPACITY) 
         px: side at which the network sees a sketch.
         embed: the network.
         capacity: searches at a time.
+        hosts: names that it answers to, so that no page of another site can have its own name lead
+            here and read along; all where none is given.
     """
     app = FastAPI(title="dsn_ray", docs_url=None, redoc_url=None)
     faults: dict[int | str, dict[str, Any]] = {
         refused.status: {"model": Fault} for refused in (SLOW, TOO_LARGE, EMPTY, BUSY)
     }
-    searching = 0
-    decoding = asyncio.Semaphore(DECODED)
+    arriving = searching = 0
+    decoding, shrinking = asyncio.Semaphore(DECODED), asyncio.Semaphore(DECODED)
 
     @app.post("/search", responses=faults, openapi_extra=_BODY)
     async def search(
@@ -126,16 +143,22 @@ def make_app(gallery: Gallery, px: int, embed: Embed, capacity: int = CAPACITY) 
         codes: Codes = "real",
     ) -> Found:
         """Finds the photos nearest to a sketch, which is the request's body: PNG, JPEG, WebP..."""
-        nonlocal searching
+        nonlocal arriving, searching
+        if arriving >= ARRIVING * capacity:
+            raise BUSY.raised()
+        arriving += 1
+        try:
+            body = await _body(request)
+        finally:
+            arriving -= 1
         if searching >= capacity:
             raise BUSY.raised()
         searching += 1
         try:
-            body = await _body(request)
             async with decoding:
                 sketch = await asyncio.to_thread(_sketch, body, px)
             feature = await embed(sketch)
-            rows, scores = gallery.index.search(feature[None], top, codes)
+            rows, scores = await asyncio.to_thread(gallery.index.search, feature[None], top, codes)
         finally:
             searching -= 1
         return Found(
@@ -157,23 +180,13 @@ def make_app(gallery: Gallery, px: int, embed: Embed, capacity: int = CAPACITY) 
         responses={404: {"model": Fault}, 422: {"model": Fault}},
         response_class=Response,
     )
-    def photo(number: int, request: Request) -> Response:
+    async def photo(number: int, request: Request) -> Response:
         """A photo of the gallery, small."""
         if not 0 <= number < len(gallery.paths):
             raise GONE.raised()
-        file = gallery.root / gallery.paths[number]
-        try:
-            if not file.resolve().is_relative_to(gallery.root.resolve()):
-                raise GONE.raised()
-            status = file.stat()
-            stamp = f"{file} {status.st_size} {status.st_mtime_ns}"
-            tag = f'"{hashlib.sha256(os.fsencode(stamp)).hexdigest()[:16]}"'
-            headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
-            if request.headers.get("if-none-match") == tag:
-                return Response(status_code=304, headers=headers)
-            return Response(_thumbnail(file, tag), media_type="image/jpeg", headers=headers)
-        except (OSError, RuntimeError, UndecodablePicture):
-            raise GONE.raised() from None
+        async with shrinking:
+            known = request.headers.get("if-none-match")
+            return await asyncio.to_thread(_photo, gallery, number, known)
 
     @app.get("/healthz")
     def healthz() -> dict[str, Any]:
@@ -182,7 +195,7 @@ def make_app(gallery: Gallery, px: int, embed: Embed, capacity: int = CAPACITY) 
 
     for path, file in _FILES.items():
         app.get(path, include_in_schema=False)(_sender(_PAGE / file))
-    _speak_in_sentences(app)
+    _speak_in_sentences(app, hosts)
     return app
 
 
@@ -199,6 +212,23 @@ def _sender(file: Path) -> Callable[[], FileResponse]:
         return FileResponse(file)
 
     return send
+
+
+def _photo(gallery: Gallery, number: int, known: str | None) -> Response:
+    """A photo, small, unless the browser knows it by its tag."""
+    file = gallery.root / gallery.paths[number]
+    try:
+        if not file.resolve().is_relative_to(gallery.root.resolve()):
+            raise GONE.raised()
+        status = file.stat()
+        stamp = f"{file} {status.st_size} {status.st_mtime_ns}"
+        tag = f'"{hashlib.sha256(os.fsencode(stamp)).hexdigest()[:16]}"'
+        headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
+        if known == tag:
+            return Response(status_code=304, headers=headers)
+        return Response(_thumbnail(file, tag), media_type="image/jpeg", headers=headers)
+    except (OSError, RuntimeError, UndecodablePicture):
+        raise GONE.raised() from None
 
 
 @functools.lru_cache(maxsize=2000)
@@ -224,6 +254,8 @@ async def _body(request: Request) -> bytes:
                     raise TOO_LARGE.raised()
     except TimeoutError:
         raise SLOW.raised() from None
+    except ClientDisconnect:
+        raise CUT_OFF.raised() from None
     return bytes(body)
 
 
@@ -231,16 +263,27 @@ def _sketch(encoded: bytes, px: int) -> NDArray[np.uint8]:
     """A sketch as training sees it."""
     if not encoded:
         raise EMPTY.raised()
+    if _pixels(encoded) > MOST_PIXELS:
+        raise MANY_PIXELS.raised()
     try:
-        picture = as_trained(encoded, "sketch", px)
+        sketch = as_trained(encoded, "sketch", px)
     except ValueError as error:
         raise HTTPException(422, f"This is no picture that can be used: {error}.") from None
-    if (picture == picture[:, :1, :1]).all():
+    if (sketch == sketch[:, :1, :1]).all():
         raise EMPTY.raised()
-    return picture
+    return sketch
 
 
-def _speak_in_sentences(app: FastAPI) -> None:
+def _pixels(encoded: bytes) -> int:
+    """How many a picture has; 0 where nobody can tell, which decoding it then explains."""
+    try:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as picture:
+            return picture.width * picture.height
+    except Exception:  # on broken bytes the decoders let nearly any escape
+        return 0
+
+
+def _speak_in_sentences(app: FastAPI, hosts: Collection[str]) -> None:
     """Every answer that is no result is one sentence, and every answer has the safe headers."""
 
     @app.exception_handler(HTTPException)
@@ -257,7 +300,10 @@ def _speak_in_sentences(app: FastAPI) -> None:
         request: Request, call_next: Callable[[Request], Awaitable[Response]]
     ) -> Response:
         try:
-            response = await call_next(request)
+            if hosts and request.url.hostname not in hosts:
+                response: Response = JSONResponse({"error": STRANGE.error}, STRANGE.status)
+            else:
+                response = await call_next(request)
         except Exception:
             _log.exception("%s failed", request.url.path)
             response = JSONResponse({"error": "The server failed; its log says why."}, 500)

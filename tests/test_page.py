@@ -21,6 +21,7 @@ pytestmark = pytest.mark.system
 
 BROWSER = shutil.which("chromium")
 SERIOUS = ("serious", "critical")
+PHONE = {"width": 360, "height": 700}
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +160,40 @@ def test_a_second_finger_does_not_join_in(page):
     assert page.evaluate(ink) < 60
 
 
+def test_mouse_and_keyboard_draw_strokes_of_their_own(page):
+    keep_what_is_sent(page)
+    page.locator("#sketch").focus()
+    page.keyboard.press(" ")
+    stroke(page, (0.1, 0.1), (0.3, 0.1))
+    page.keyboard.press("ArrowDown")
+    first_class(page)
+    rows = np.flatnonzero(drawn_and_sent(page).any(axis=1))
+    assert set(rows // 30) == {0, 4}  # a line, and the dot in the middle
+
+
+def test_fingers_draw(browser, address):
+    context = browser.new_context(has_touch=True, is_mobile=True, viewport=PHONE)
+    page = context.new_page()
+    page.goto(address)
+    page.get_by_text("3 photos are waiting").wait_for()
+    touch = context.new_cdp_session(page)
+    box = page.locator("#sketch").bounding_box()
+    for kind, part in (
+        ("touchStart", 0.3),
+        ("touchMove", 0.5),
+        ("touchMove", 0.7),
+        ("touchEnd", 0),
+    ):
+        points = [{"x": box["x"] + part * box["width"], "y": box["y"] + 50}] if part else []
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    assert first_class(page) == "red"
+    assert page.evaluate("scrollY") == 0
+    context.close()
+
+
 def test_binary_codes_uploads_and_examples(page, tmp_path):
+    fetched = []
+    page.on("request", lambda request: fetched.append("photos/" in request.url))
     page.get_by_role("button", name="fish").click()
     first_class(page)
     assert "cosine" in page.locator("#photos figcaption").first.inner_text()
@@ -169,6 +203,7 @@ def test_binary_codes_uploads_and_examples(page, tmp_path):
     page.locator("#upload").set_input_files(tmp_path / "bars.png")
     page.get_by_label("real-valued features").check()
     wait_for_class(page, "blue")
+    assert sum(fetched) == 3  # each photo once
     (tmp_path / "no.png").write_text("this is no picture")
     page.locator("#upload").set_input_files(tmp_path / "no.png")
     page.get_by_text("no.png is no picture").wait_for()
@@ -214,26 +249,43 @@ def test_names_of_photos_are_text(page):
     assert page.locator("#photos b").count() == 0
 
 
-def test_a_keyboard_alone_draws_and_reaches_everything(page):
+def drawn_and_sent(page):
+    """The last drawing that a search was asked for: which pixels are black."""
+    sent = page.evaluate("window.sent")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(sent))).convert("L")) < 128
+
+
+def keep_what_is_sent(page):
     page.evaluate(
         """() => {
-            const canvas = document.querySelector("#sketch");
-            const encode = canvas.toBlob.bind(canvas);
-            canvas.toBlob = (...given) => {
-                window.sent = canvas.toDataURL();
-                encode(...given);
+            const ask = window.fetch;
+            window.fetch = async (address, asked) => {
+                if (asked?.body) {
+                    const bytes = new Uint8Array(await asked.body.arrayBuffer());
+                    window.sent = btoa(String.fromCharCode(...bytes));
+                }
+                return ask(address, asked);
             };
         }"""
     )
+
+
+def test_a_keyboard_alone_draws_and_reaches_everything(page):
+    keep_what_is_sent(page)
     page.keyboard.press("Tab")
     page.keyboard.press(" ")
     for _ in range(10):
         page.keyboard.press("ArrowRight")
+    page.get_by_text("The pen is down, 81% from the left and 50% from the top.").wait_for()
     assert first_class(page) == "red"
-    encoded = page.evaluate("window.sent").partition(",")[2]
-    drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))).convert("L"))
-    assert (drawn < 128).any(axis=1).sum() in (5, 6)  # one stroke, without the mark of the pen
-    assert (drawn < 128).any(axis=0).sum() > 160
+    drawn = drawn_and_sent(page)
+    assert drawn.shape == (256, 256)
+    assert drawn.any(axis=1).sum() in (2, 3)  # one stroke, without the mark of the pen
+    assert drawn.any(axis=0).sum() > 80
+    page.keyboard.press(" ")
+    page.get_by_text("The pen is up").wait_for()
+    page.keyboard.press("Control+z")
+    page.get_by_text("The canvas is empty").wait_for()
     reached = set()
     for _ in range(16):
         page.keyboard.press("Tab")
@@ -247,9 +299,13 @@ def test_the_page_is_accessible_and_fits(page, width, scheme):
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": width, "height": 700})
     page.get_by_role("button", name="house").click()
-    first_class(page)
+    page.get_by_label("binary codes").check()
+    page.get_by_text("of 3 bits differ").first.wait_for()
     check_accessible(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.get_by_role("button", name="Clear").click()
+    page.get_by_text("The canvas is empty").wait_for()
+    check_accessible(page)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -268,6 +324,8 @@ def test_the_report_is_accessible_fits_and_asks_for_nothing(browser, run, width,
     assert [url for url in asked if not re.match("data:", url)] == [report.as_uri()]
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     check_accessible(page)
+    shrunk = "[...document.images].map(i => i.getBoundingClientRect().width / i.naturalWidth)"
+    assert min(page.evaluate(shrunk)) > 0.8  # letters of 8 pt are read on a phone too
     page.close()
 
 

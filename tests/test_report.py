@@ -160,6 +160,7 @@ def test_a_grid_is_a_heat_map_of_unseen_classes_too(run):
 def test_a_damaged_file_takes_only_its_own_section_away(run, capsys):
     folder = run(3, ablation(), [{"dataset": "sketchy", "variant": "both", "seed": 0}])
     (folder / "final/0/details/per_class.csv").unlink()
+    (folder / "final/0/details/worst.csv").unlink()  # as runs of older versions
     (folder / "epochs.jsonl").write_text('{"training": "trial 1, seed 0"}\n')
     (folder / "study.journal").write_text("garbage\n{{")
     (folder / "report").mkdir()
@@ -171,6 +172,7 @@ def test_a_damaged_file_takes_only_its_own_section_away(run, capsys):
     assert "Learning curves: not shown (KeyError: &#39;epoch&#39;)" in page
     drawn = {path.stem for path in (folder / "report").iterdir()}
     assert drawn == {"history", "retrievals-sketchy", "worst-sketchy"}
+    assert not (folder / "report" / "worst-sketchy.csv").exists()
     assert "Traceback" not in capsys.readouterr().err
 
 
@@ -226,13 +228,17 @@ def test_a_trial_counts_by_the_mean_of_its_seeds(run):
     assert (first.state, third.state) == ("finished", "unfinished")
 
 
-def test_a_lambda_of_zero_is_drawn():
+@pytest.mark.parametrize("least", [0.0, 0.01])
+def test_lambdas_are_drawn_and_named_also_where_one_is_zero(least):
     album = Album()
-    points = [(0.0, 0.1, 0.3), (0.0, 0.2, 0.4), (1.0, 0.0, 0.5), (10.0, 0.3, 0.5)]
+    points = [(least, 0.1, 0.3), (least, 0.2, 0.4), (1.0, least, 0.5), (10.0, 0.3, 0.5)]
     (picture,) = sections._surface(album, "lambdas", "x", points)
     assert album.files["lambdas.csv"].count(b"\n") == 1 + len(points)
     drawn = base64.b64decode(picture.light.partition(",")[2]).decode()
     assert drawn.count("<use ") >= len(points)
+    names = re.findall(r"<text[^>]*>([^<]*)</text>", drawn)
+    assert {"1", "10", "lambda1", "lambda2"} <= set(names)
+    assert not any("$" in name for name in names)
 
 
 def test_a_single_training_is_not_partial(run):

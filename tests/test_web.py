@@ -4,6 +4,7 @@ import asyncio
 import io
 import os
 import threading
+import time
 
 import httpx
 import numpy as np
@@ -102,7 +103,15 @@ def test_a_decompression_bomb_is_refused(client):
     Image.new("1", (30000, 30000)).save(bomb, "PNG")
     answer = client.post("/search", content=bomb.getvalue())
     assert answer.status_code == 422
-    assert "no picture that can be used" in answer.json()["error"]
+    assert "pixel" in answer.json()["error"]
+
+
+def test_a_sketch_of_many_pixels_is_refused_before_it_is_decoded(client):
+    large = io.BytesIO()
+    Image.new("1", (5000, 5000)).save(large, "PNG")
+    answer = client.post("/search", content=large.getvalue())
+    assert answer.status_code == 422
+    assert "more than 16 million pixels" in answer.json()["error"]
 
 
 def test_an_upload_without_a_length_is_cut_off(client):
@@ -132,6 +141,81 @@ def test_a_sketch_that_does_not_arrive_is_not_awaited_for_ever(gallery, monkeypa
     answer = asyncio.run(asyncio.wait_for(send(), timeout=10))
     assert answer.status_code == 408
     assert "did not arrive" in answer.json()["error"]
+
+
+def test_sketches_on_their_way_leave_room_for_others(gallery, monkeypatch):
+    monkeypatch.setattr(web, "PATIENCE", 5)
+    release = asyncio.Event()
+
+    async def stalling():
+        yield png("red")[:60]
+        await release.wait()
+
+    async def send():
+        transport = httpx.ASGITransport(make_app(gallery, 32, mean_colour, capacity=2))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            slow = [
+                asyncio.create_task(client.post("/search", content=stalling())) for _ in range(3)
+            ]
+            await asyncio.sleep(0.1)
+            answer = await client.post("/search", content=png("red"))
+            release.set()
+            return answer, await asyncio.gather(*slow)
+
+    answer, slow = asyncio.run(asyncio.wait_for(send(), timeout=20))
+    assert answer.status_code == 200
+    assert {one.status_code for one in slow} <= {422, 429}
+
+
+def test_a_client_that_goes_away_is_no_fault_of_the_server(gallery, caplog):
+    messages = [
+        {"type": "http.request", "body": b"abc", "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    said = []
+
+    async def receive():
+        return messages.pop(0) if messages else {"type": "http.disconnect"}
+
+    async def send(message):
+        said.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/search", "query_string": b""}
+    scope |= {"headers": [], "http_version": "1.1", "scheme": "http", "server": ("test", 80)}
+    asyncio.run(make_app(gallery, 32, mean_colour)(scope, receive, send))
+    assert [one["status"] for one in said if "status" in one] in ([], [400])
+    assert caplog.records == []
+
+
+def test_pages_of_other_sites_cannot_read_along(gallery):
+    app = make_app(gallery, 32, mean_colour, hosts=("localhost", "::1"))
+    for host, status in {"localhost:8000": 200, "[::1]:8000": 200, "evil.example": 400}.items():
+        answer = TestClient(app).get("/photos/0", headers={"Host": host})
+        assert answer.status_code == status
+        assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+
+
+def test_few_photos_are_decoded_at_a_time(gallery, monkeypatch):
+    at_once, most, usual = 0, 0, web.open_rgb
+
+    def counting(*given, **more):
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        time.sleep(0.02)
+        at_once -= 1
+        return usual(*given, **more)
+
+    monkeypatch.setattr(web, "open_rgb", counting)
+    app = make_app(gallery, 32, mean_colour)
+
+    async def many():
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await asyncio.gather(*(client.get(f"/photos/{n % 3}") for n in range(12)))
+
+    assert {answer.status_code for answer in asyncio.run(many())} == {200}
+    assert 1 <= most <= web.DECODED
 
 
 def test_beyond_capacity_one_is_told_to_come_again(gallery):

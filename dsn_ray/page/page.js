@@ -6,6 +6,10 @@ const REST = 250; // milliseconds
 const TOP = 20;
 const STEP = 16; // of the keyboard's pen, in pixels of the canvas
 const LARGEST = 10 * 2 ** 20; // bytes that the server takes
+const SENT = 256; // side of what is sent, at which training stores sketches too
+
+const KEPT = 500; // photos
+const images = new Map(); // by path
 
 const canvas = document.querySelector("#sketch");
 const pen = canvas.getContext("2d");
@@ -16,12 +20,13 @@ const width = document.querySelector("#width");
 let strokes = [];
 let picture = null; // an uploaded one: {file, image}
 let past = []; // what Undo goes back to: {strokes, picture}
-let pointer = null; // the one that draws, so that a second finger does not join in
+let line = null; // the stroke that is being drawn
+let pointer = null; // what draws it, so that a second finger does not join in
 let keyboard = null; // where the keyboard's pen is: {x, y, down}
 let timer = 0;
 let request = null;
 
-function redraw() {
+function paint(pen) {
   pen.fillStyle = "white";
   pen.fillRect(0, 0, canvas.width, canvas.height);
   if (picture) pen.drawImage(picture.image, 0, 0, canvas.width, canvas.height);
@@ -31,9 +36,14 @@ function redraw() {
     pen.lineWidth = stroke.width;
     pen.beginPath();
     pen.moveTo(...stroke.points[0]);
-    for (const point of stroke.points) pen.lineTo(...point);
+    for (const [x, y] of stroke.points) pen.lineTo(x + 0.01, y); // a dot has a length too
     pen.stroke();
   }
+}
+
+function redraw() {
+  paint(pen);
+  mark();
 }
 
 function mark() {
@@ -46,22 +56,29 @@ function replace(withStrokes, withPicture) {
   past.push({ strokes, picture });
   strokes = withStrokes;
   picture = withPicture;
-  pointer = null;
+  lift();
   changed();
+}
+
+function undo() {
+  if (past.length) ({ strokes, picture } = past.pop());
+  lift();
+  changed();
+}
+
+function lift() {
+  line = pointer = null;
+  if (keyboard) keyboard.down = false;
 }
 
 function begin(x, y) {
-  replace([...strokes, { width: Number(width.value), points: [[x, y]] }], picture);
-}
-
-function goOn(x, y) {
-  strokes.at(-1).points.push([x, y]);
-  changed();
+  const stroke = { width: Number(width.value), points: [[x, y]] };
+  replace([...strokes, stroke], picture);
+  line = stroke;
 }
 
 function changed() {
   redraw();
-  mark();
   clearTimeout(timer);
   timer = setTimeout(search, REST);
 }
@@ -96,7 +113,9 @@ async function search() {
       signal,
     });
     if (answer.status === 429) {
+      if (signal.aborted) return;
       say("Many people are searching; trying again.");
+      clearTimeout(timer);
       timer = setTimeout(search, 1000 * Number(answer.headers.get("Retry-After") ?? 1));
       return;
     }
@@ -108,14 +127,14 @@ async function search() {
   }
 }
 
-// An untouched upload goes as it is, so that the server sees what the file holds. What is drawn goes
-// without the mark of the keyboard's pen.
+// An untouched upload goes as it is, so that the server sees what the file holds.
 function sketch() {
   if (picture && strokes.length === 0) return picture.file;
-  redraw();
-  const drawn = new Promise((done) => canvas.toBlob(done, "image/png"));
-  mark();
-  return drawn;
+  const small = new OffscreenCanvas(SENT, SENT);
+  const pen = small.getContext("2d");
+  pen.scale(SENT / canvas.width, SENT / canvas.height);
+  paint(pen);
+  return small.convertToBlob({ type: "image/png" });
 }
 
 function show(found) {
@@ -125,12 +144,13 @@ function show(found) {
     ...found.photos.map((photo) => {
       const item = document.createElement("li");
       const figure = document.createElement("figure");
-      const image = document.createElement("img");
+      const image = imageOf(photo);
       const caption = document.createElement("figcaption");
       const score = document.createElement("span");
-      image.alt = photo.path;
-      image.onerror = () => (score.textContent = "This photo is gone.");
-      image.src = `photos/${photo.photo}`;
+      image.onerror = () => {
+        images.delete(photo.path);
+        score.textContent = "This photo is gone.";
+      };
       score.textContent =
         found.codes === "real"
           ? `cosine ${photo.score.toFixed(2)}`
@@ -141,6 +161,19 @@ function show(found) {
       return item;
     }),
   );
+}
+
+// What was shown before is not asked for again.
+function imageOf(photo) {
+  let image = images.get(photo.path);
+  if (!image) {
+    image = document.createElement("img");
+    image.alt = photo.path;
+    image.src = `photos/${photo.photo}`;
+    images.set(photo.path, image);
+    if (images.size > KEPT) images.delete(images.keys().next().value);
+  }
+  return image;
 }
 
 function place(event) {
@@ -158,11 +191,12 @@ canvas.addEventListener("pointerdown", (event) => {
 
 canvas.addEventListener("pointermove", (event) => {
   if (event.pointerId !== pointer) return;
-  for (const passed of event.getCoalescedEvents?.() ?? [event]) goOn(...place(passed));
+  for (const passed of event.getCoalescedEvents?.() ?? [event]) line.points.push(place(passed));
+  changed();
 });
 
 canvas.addEventListener("lostpointercapture", (event) => {
-  if (event.pointerId === pointer) pointer = null;
+  if (event.pointerId === pointer) lift();
 });
 
 const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
@@ -170,29 +204,40 @@ const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowD
 canvas.addEventListener("keydown", (event) => {
   keyboard ??= { x: canvas.width / 2, y: canvas.height / 2, down: false };
   if (event.key === " ") {
-    keyboard.down = !keyboard.down;
-    if (keyboard.down) begin(keyboard.x, keyboard.y);
+    const down = !keyboard.down;
+    if (down) begin(keyboard.x, keyboard.y);
+    else lift();
+    keyboard.down = down;
   } else if (event.key in MOVES) {
     const [right, below] = MOVES[event.key];
     keyboard.x = Math.min(Math.max(keyboard.x + right * STEP, 0), canvas.width);
     keyboard.y = Math.min(Math.max(keyboard.y + below * STEP, 0), canvas.height);
-    if (keyboard.down) goOn(keyboard.x, keyboard.y);
+    if (keyboard.down) {
+      line.points.push([keyboard.x, keyboard.y]);
+      changed();
+    }
   } else return;
   event.preventDefault();
   redraw();
-  mark();
+  const [left, top] = [keyboard.x / canvas.width, keyboard.y / canvas.height];
+  say(
+    `The pen is ${keyboard.down ? "down" : "up"}, ${Math.round(100 * left)}% from the left and ` +
+      `${Math.round(100 * top)}% from the top.`,
+  );
 });
 
 canvas.addEventListener("blur", () => {
-  if (keyboard) keyboard.down = false;
+  if (keyboard?.down) lift();
   redraw();
 });
 
-document.querySelector("#undo").addEventListener("click", () => {
-  if (past.length) ({ strokes, picture } = past.pop());
-  pointer = null;
-  changed();
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "z" || !(event.ctrlKey || event.metaKey)) return;
+  event.preventDefault();
+  undo();
 });
+
+document.querySelector("#undo").addEventListener("click", undo);
 
 document.querySelector("#clear").addEventListener("click", () => {
   if (!empty()) replace([], null);

@@ -50,7 +50,7 @@ def precision_recall(
             nearer_or_equal = len(gallery) - torch.searchsorted(
                 cosines.sort(dim=1).values, of_hits.contiguous()
             )
-            precision = (found / nearer_or_equal).numpy()
+            precision = (found.double() / nearer_or_equal).numpy()
             best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
             total += best[:, needed].sum(axis=0)
             count += len(rows)
