@@ -102,11 +102,13 @@ def application(
     searcher = serve.deployment(
         Searcher, num_replicas=replicas, max_ongoing_requests=2, ray_actor_options={"num_cpus": 0}
     )
-    here = {f"node:{ray.util.get_node_ip_address()}": 0.001}  # where the photos are
+    here = ray.get_runtime_context().get_node_id()  # where the photos are
+    (resources,) = (node["Resources"] for node in ray.nodes() if node["NodeID"] == here)
+    names = (name for name in resources if name.startswith("node:") and "head" not in name)
     page = serve.deployment(
         serve.ingress()(Page),
         max_ongoing_requests=_ONGOING,
-        ray_actor_options={"num_cpus": 0, "resources": here},
+        ray_actor_options={"num_cpus": 0, "resources": dict.fromkeys(names, 0.001)},
     )
     return page.bind(searcher.bind())
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from dsn_ray.retrieval.itq import fit_itq
 from dsn_ray.retrieval.ranking import words
@@ -44,9 +45,10 @@ def fit_codes(features: NDArray[np.float32]) -> BinaryCodes:
     if len(features) > _MOST_FITTED:
         drawn = np.random.default_rng(0).choice(len(features), _MOST_FITTED, replace=False)
         fitted = features[np.sort(drawn)]
-    itq = fit_itq(fitted, features.shape[1])
-    starts = range(0, len(features), _MOST_FITTED)
-    blocks = [words(itq.encode(features[start : start + _MOST_FITTED])) for start in starts]
+    with threadpool_limits(1, "blas"):  # on a busy machine its threads wait for one another
+        itq = fit_itq(fitted, features.shape[1])
+        starts = range(0, len(features), _MOST_FITTED)
+        blocks = [words(itq.encode(features[start : start + _MOST_FITTED])) for start in starts]
     return BinaryCodes(itq.mean, itq.projection, np.concatenate(blocks))
 
 
