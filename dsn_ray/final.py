@@ -19,7 +19,6 @@ from rich.console import Console
 from dsn_ray.checkpoint import open_checkpoint
 from dsn_ray.config import Config
 from dsn_ray.data.storage import Folder
-from dsn_ray.details import write_details
 from dsn_ray.errors import UserError
 from dsn_ray.gauges import Gauges
 from dsn_ray.progress import FinalProgress
@@ -225,11 +224,12 @@ def final_job(
         "epochs",
         soft_wrap=True,
     )
+    held = {at: ray.put(pictures) for at, pictures in unseen.items()}
     jobs = [
         _Job(
             one.config,
             shelf.data(one.dataset, one.config),
-            unseen[one.dataset, one.config.data.px],
+            held[one.dataset, one.config.data.px],
             one.folder,
             {"dataset": one.dataset, "variant": one.variant, "seed": one.config.train.seed},
         )
@@ -262,7 +262,7 @@ def final_job(
 class _Job:
     config: Config
     data: TrainingData
-    unseen: UnseenPictures
+    unseen: "ray.ObjectRef[UnseenPictures]"
     folder: str
     about: dict[str, Any]
 
@@ -289,11 +289,14 @@ def _final_trial(
     except UserError as error:
         tune.report({**epochs, "diverged": str(error)})
         return
+    from dsn_ray.details import write_details  # only now: it needs torch, as the pictures do
+
     quiet_data()
+    unseen = ray.get(job.unseen)
     with kept.as_directory() as folder:
         details = Folder.at(f"{storage}/{job.folder}") / DETAILS
-        look = partial(write_details, details, job.about, job.unseen.classes)
-        rows = evaluate_checkpoint(open_checkpoint(Path(folder)), job.unseen, resources, look=look)
+        look = partial(write_details, details, job.about, unseen.classes)
+        rows = evaluate_checkpoint(open_checkpoint(Path(folder)), unseen, resources, look=look)
     tune.report({**epochs, "rows": rows, "kept": kept.path})
 
 

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -137,3 +139,11 @@ def test_equal_trainings_share_a_folder_and_others_do_not():
     assert one.folder != candidate("folder:x", settings={"loss.tau": 0.2}).folder
     assert ":" not in one.folder
     assert one.folder.endswith("-seed0")
+
+
+def test_what_waits_for_workers_needs_no_torch():
+    waits = (
+        "import sys, dsn_ray.final, dsn_ray.sweeping, dsn_ray.group; print('torch' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", waits], capture_output=True, text=True, check=True)
+    assert said.stdout == "False\n"
