@@ -35,6 +35,7 @@ bench: $(VENV)/.installed
 	$(RUN) -m benchmarks.search
 	$(RUN) -m benchmarks.step $(SKETCHY) --work .bench
 	$(RUN) -m benchmarks.start --work .bench/start
+	$(RUN) -m benchmarks.scaling
 	$(RUN) -m benchmarks.report
 
 pictures: $(VENV)/.installed
