@@ -1,5 +1,6 @@
 """What runs take of clusters, and how they wait for more."""
 
+import copy
 import io
 import json
 import os
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from dsn_ray.fleet import Fleet
 from dsn_ray.room import Resources, Shape, allot, check_storage_reaches_all
 from dsn_ray.runtime import ray_cluster
 from tests.conftest import processes_with
+from tests.test_survival import options
 
 
 def said():
@@ -257,7 +260,7 @@ GROWING = {
     "available_node_types": {
         "ray.head.default": {"resources": {"CPU": 1}, "node_config": {}, "max_workers": 0},
         "worker": {
-            "resources": {"CPU": 2, "GPU": 1},
+            "resources": {},
             "node_config": {},
             "min_workers": 0,
             "max_workers": 1,
@@ -282,10 +285,12 @@ GROWING = {
 
 
 @pytest.fixture
-def growing(tmp_path, monkeypatch):
-    """A head of one CPU, with token authentication, to which an autoscaler can add a GPU."""
+def growing(request, tmp_path, monkeypatch):
+    """A head of one CPU, with token authentication, to which an autoscaler can add a machine."""
     config = tmp_path / "ray_bootstrap_config.yaml"
-    config.write_text(json.dumps(GROWING))
+    tree = copy.deepcopy(GROWING)
+    tree["available_node_types"]["worker"]["resources"] = request.param
+    config.write_text(json.dumps(tree))
     with socket.create_server(("127.0.0.1", 0)) as free:
         dashboard = free.getsockname()[1]
     token = tmp_path / "token"
@@ -315,9 +320,12 @@ def growing(tmp_path, monkeypatch):
             yield f"{ray.util.get_node_ip_address()}:6379"
         finally:
             process.terminate()
-            process.wait(30)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(60)
             for pid in processes_with(f"RAY_AUTH_TOKEN_PATH={token}"):
-                os.kill(pid, signal.SIGKILL)  # the fake nodes outlive their head
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)  # the fake nodes outlive their head
+            process.wait()
 
 
 ASK = """
@@ -349,6 +357,7 @@ def ask(address, wait, mode="token", workers=0):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("growing", [{"CPU": 2, "GPU": 1}], indirect=True)
 def test_a_gpu_that_an_autoscaler_adds_is_awaited(growing):
     assert "it asks for a token; set RAY_AUTH_MODE=token" in ask(growing, 1, "disabled")
     assert "room for 1 such workers at its largest, which is 1 x 1 CPU (head), 1 x 2 CPU and" in (
@@ -358,6 +367,27 @@ def test_a_gpu_that_an_autoscaler_adds_is_awaited(growing):
     assert "Waiting up to 0 s for nodes with 1 x {'CPU': 1.0, 'GPU': 1.0}." in said
     assert "--wait 0: the cluster did not grow to 1 x {'CPU': 1.0, 'GPU': 1.0} in time" in said
     assert "1 training at a time, each on 1 worker with 2 CPU and 1 GPU" in ask(growing, 60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("growing", [{"CPU": 2}], indirect=True)
+def test_a_sweep_from_a_head_without_room_goes_on_when_a_machine_comes(
+    growing, tmp_path, drawings, cache
+):
+    asked = options(tmp_path, drawings, trials=1)[:-2]
+    sweep = subprocess.run(
+        [sys.executable, "-m", "dsn_ray.tune", *asked, "--workers", "1", "--cpus-per-worker", "2"],
+        cwd=tmp_path,
+        env=os.environ
+        | {"RAY_ADDRESS": growing, "RAY_AUTH_MODE": "token", "XDG_CACHE_HOME": str(cache)},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert sweep.returncode == 0, sweep.stdout + sweep.stderr
+    waiting, trial = sweep.stdout.index("Waiting up to"), sweep.stdout.index("trial 1/1 epoch 1/")
+    assert waiting < sweep.stdout.index("this cluster has 3 CPUs on 2 nodes") < trial
 
 
 def test_a_worker_needs_something(ray_address):
