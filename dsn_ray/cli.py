@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from dsn_ray.errors import Interrupted, UserError, warnings_shown_by
 
@@ -65,7 +65,7 @@ def command(run: Callable[[list[str] | None], None]) -> Command:
 
 def parser(doc: str | None, module: str) -> argparse.ArgumentParser:
     """An argument parser whose help is the module's docstring, example included."""
-    made = argparse.ArgumentParser(
+    made = _Parser(
         prog=f"python -m {module}",
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -73,6 +73,14 @@ def parser(doc: str | None, module: str) -> argparse.ArgumentParser:
     )
     made.add_argument("--plain", action=_Plain, nargs=0, help="plain lines, on a terminal too")
     return made
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong on one line, without the list of all options."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the command."""
+        self.exit(2, f"error: {message} ({self.prog} --help).\n")
 
 
 class _Plain(argparse.Action):

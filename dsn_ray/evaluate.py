@@ -1,7 +1,7 @@
 """mAP@all and Prec@100 of a checkpoint on unseen classes, or of features made elsewhere.
 
 Examples:
-    python -m dsn_ray.evaluate --checkpoint runs/NAME/final/openmoji-nature-seed0
+    python -m dsn_ray.evaluate --checkpoint runs/NAME/final/openmoji-nature-*-seed0
     python -m dsn_ray.evaluate --features features.npz --json rows.json
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 
@@ -145,7 +145,10 @@ def rate_features_file(path: Path, itq: Itq = PROTOCOLS_OWN) -> list[Row]:
     except OSError as error:
         raise UserError(f"--features {path}: {error.strerror or 'not an .npz file'}.") from None
     except ValueError as error:
-        raise UserError(f"--features {path}: {str(error).rstrip('.')}.") from None
+        reason = str(error).rstrip(".")
+        if "allow_pickle" in reason:  # numpy's advice for whatever it does not know
+            reason = "an array of objects" if is_zipfile(path) else "not an .npz file"
+        raise UserError(f"--features {path}: {reason}.") from None
 
 
 def _arguments() -> argparse.ArgumentParser:

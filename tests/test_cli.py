@@ -37,3 +37,11 @@ def test_it_is_said_on_the_terminal_while_chatter_goes_to_a_file(tmp_path, capfd
     said = (tmp_path / "log").read_text()
     assert "chatter" in said
     assert "left out" not in said
+
+
+def test_what_is_wrong_with_an_option_is_one_line(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        parser("A command.", "dsn_ray.any").parse_args(["--plian"])
+    assert capsys.readouterr().err == (
+        "error: unrecognized arguments: --plian (python -m dsn_ray.any --help).\n"
+    )

@@ -1,5 +1,6 @@
 """What `evaluate` says before it starts Ray."""
 
+import numpy as np
 import pytest
 
 from dsn_ray import evaluate, runtime
@@ -36,3 +37,18 @@ def test_features_have_no_pictures(tmp_path, monkeypatch, capsys, option):
     monkeypatch.chdir(tmp_path)
     assert evaluate.main(["--features", "f.npz", option]) == 2
     assert f"{option.split('=')[0]} needs --checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["picture", "objects"])
+def test_what_holds_no_features_is_one_line(tmp_path, capsys, kind):
+    file = tmp_path / "f.npz"
+    if kind == "picture":
+        file.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    else:
+        names = [
+            f"{side}_{what}" for side in ("query", "gallery") for what in ("features", "labels")
+        ]
+        np.savez(file, **{name: np.array([{}], object) for name in names})
+    assert evaluate.main(["--features", str(file)]) == 2
+    reason = {"picture": "not an .npz file", "objects": "an array of objects"}[kind]
+    assert capsys.readouterr().err == f"error: --features {file}: {reason}.\n"
