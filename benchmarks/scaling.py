@@ -13,9 +13,6 @@ import math
 import multiprocessing
 import os
 import socket
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.queues import SimpleQueue
@@ -25,6 +22,7 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.step import median_of
 from dsn_ray.config import Config
 from dsn_ray.data.batch import Batch
 from dsn_ray.learner import Learner
@@ -107,16 +105,6 @@ def a_batch(pictures: int) -> Batch:
     views = [torch.randint(0, 256, (n, 3, 3, PX, PX), dtype=torch.uint8) for n in sizes]
     labels = [torch.randint(0, CLASSES, (n,)) for n in sizes]
     return Batch(views[0], labels[0], views[1], labels[1], torch.zeros(sizes[1], 1000))
-
-
-def median_of(work: Callable[[], object], repeats: int) -> float:
-    """Seconds, after two to warm up."""
-    took = []
-    for _ in range(repeats + 2):
-        started = time.perf_counter()
-        work()
-        took.append(time.perf_counter() - started)
-    return statistics.median(took[2:])
 
 
 def measured(

@@ -245,7 +245,7 @@ def run_training(
 
     Example:
         >>> from dsn_ray import run_training
-        >>> from dsn_ray.config import SEEN, Config
+        >>> from dsn_ray.config import Config
         >>> config = Config().with_settings({"loss.lambda1": 0.2})
         >>> run_training(config, ("sketchy", "Sketchy"), workers=1)  # doctest: +SKIP
     """

@@ -62,7 +62,7 @@ def upright_rgb(image: Image.Image, least_px: int | None = None) -> Image.Image:
 
 
 def decode_all(image: Image.Image) -> None:
-    """Finds out whether `upright_rgb` can decode an opened picture, in half the time.
+    """Finds out whether `upright_rgb` can decode an opened picture, in less time.
 
     Every byte is read. Only the pixels of a JPEG are not all worked out, and only one pixel is
     turned upright and into RGB, which fails by what a picture says of itself or not at all.
