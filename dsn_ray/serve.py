@@ -8,12 +8,9 @@ Examples:
 import argparse
 import ipaddress
 import os
-import signal
 import socket
 import sys
-from collections.abc import Collection
 from contextlib import suppress
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,108 +21,73 @@ from dsn_ray.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
-    from fastapi import FastAPI
     from numpy.typing import NDArray
-    from ray.serve import Application
-    from ray.serve.handle import DeploymentHandle
 
     from dsn_ray.checkpoint import Checkpoint
-    from dsn_ray.gallery import Gallery
     from dsn_ray.model import DsnNetwork
+    from dsn_ray.web import EmbedMany
 
-_BATCH, _BATCH_WAIT = 16, 0.002  # sketches embedded at a time, and seconds to wait for more
-_ONGOING = 1000  # requests that reach the page at a time; it refuses searches itself, politely
+_NAME = "dsn_ray"
+_FAREWELL = 5  # seconds that searches under way have when the page ends
 
 
-def application(
-    checkpoint: "Checkpoint",
-    network: "DsnNetwork",
-    gallery: "Gallery",
-    replicas: int,
-    threads: int,
-    hosts: Collection[str],
-) -> "Application":
-    """What Ray Serve runs: networks that embed, and before them the page with its search.
+def run_networks(
+    checkpoint: "Checkpoint", network: "DsnNetwork", replicas: int, threads: int
+) -> "EmbedMany":
+    """Starts networks as a deployment of Ray Serve.
 
-    The page is one process with one list of photos, so that a photo's number means the same in
-    every request, also after a crash and where files have come and gone since. Likewise a network
-    that starts again is the one that the photos met, whatever lies in the checkpoint's folder then.
+    One that starts again after a crash is the one that the photos met, whatever lies in the
+    checkpoint's folder then.
 
     Args:
         checkpoint: what the network is of.
         network: embeds.
-        gallery: the photos.
         replicas: how many networks.
         threads: torch's of each.
-        hosts: as of `make_app`.
+
+    Returns:
+        Asks them for the features of sketches, uint8 `[n, 3, px, px]` to float32 `[n, d]`.
     """
-    import numpy as np
     import ray
+    import torch
     from ray import serve
 
     from dsn_ray.checkpoint import network_of
     from dsn_ray.gallery import embed
-    from dsn_ray.web import CAPACITY, make_app
 
     config, classes = checkpoint.config, len(checkpoint.classes)
-    state, photos = ray.put(network.state_dict()), ray.put(gallery)
+    state = ray.put(network.state_dict())
 
     class Searcher:
         def __init__(self) -> None:
-            _use_threads(threads)
+            torch.set_num_threads(threads)
             self._network = network_of(config, classes, ray.get(state))
 
         def features(self, sketches: "NDArray[np.uint8]") -> "NDArray[np.float32]":
             return embed(self._network, list(sketches), photos=False)
 
-    class Page:
-        def __init__(self, searcher: "DeploymentHandle") -> None:
-            _use_threads(1)
-            self._searcher = searcher
-
-        def __serve_build_asgi_app__(self) -> "FastAPI":
-            capacity = CAPACITY * replicas
-            return make_app(ray.get(photos), config.data.px, self._features, capacity, hosts)
-
-        # Batches are made here: what one search costs on its way to a network, sixteen cost too.
-        @serve.batch(
-            max_batch_size=_BATCH,
-            batch_wait_timeout_s=_BATCH_WAIT,
-            max_concurrent_batches=replicas,
-        )
-        async def _features(
-            self, sketches: "list[NDArray[np.uint8]]"
-        ) -> "list[NDArray[np.float32]]":
-            return list(await self._searcher.features.remote(np.stack(sketches)))
-
     # Zero CPUs: on a small machine the processes share what there is instead of waiting for ever.
-    searcher = serve.deployment(
+    deployment = serve.deployment(
         Searcher, num_replicas=replicas, max_ongoing_requests=2, ray_actor_options={"num_cpus": 0}
     )
-    here = ray.get_runtime_context().get_node_id()  # where the photos are
-    (resources,) = (node["Resources"] for node in ray.nodes() if node["NodeID"] == here)
-    names = (name for name in resources if name.startswith("node:") and "head" not in name)
-    page = serve.deployment(
-        serve.ingress()(Page),
-        max_ongoing_requests=_ONGOING,
-        ray_actor_options={"num_cpus": 0, "resources": dict.fromkeys(names, 0.001)},
-    )
-    return page.bind(searcher.bind())
+    networks = serve.run(deployment.bind(), name=_NAME, route_prefix=None)
+
+    async def features(sketches: "NDArray[np.uint8]") -> "NDArray[np.float32]":
+        return await networks.features.remote(sketches)
+
+    return features
 
 
-def _use_threads(number: int) -> None:
-    import torch
-
-    torch.set_num_threads(number)
-
-
-def _serve(parsed: argparse.Namespace) -> None:
+def _serve(parsed: argparse.Namespace, listener: socket.socket) -> None:
     """Serves until a signal comes."""
+    import torch
+    import uvicorn
     from ray import serve
 
     from dsn_ray.data.storage import cache_folder
     from dsn_ray.gallery import open_gallery
     from dsn_ray.runtime import ray_cluster
+    from dsn_ray.web import CAPACITY, Batches, make_app
 
     checkpoint = open_checkpoint(parsed.checkpoint)
     network = checkpoint.network()
@@ -145,38 +107,35 @@ def _serve(parsed: argparse.Namespace) -> None:
             hosts = ()
             console.print("Everybody who reaches this address can search: there is no password.")
         with ray_cluster():
-            if serve.status().proxies:
+            running = serve.status()
+            if running.proxies or running.applications:
                 raise UserError(
                     "Ray Serve already runs on this Ray cluster: end it, or unset RAY_ADDRESS."
                 )
-            served = application(
-                checkpoint,
-                network,
-                replace(found, root=found.root.resolve()),
-                parsed.replicas,
+            try:
+                # The page answers in this process: only what embeds sketches is Ray's.
+                serve.start(proxy_location="Disabled")
                 # Half of the CPUs decode and answer; where torch's threads have to wait for one
                 # another's CPU, a sketch takes a hundred times as long.
-                threads=max(1, (os.cpu_count() or 1) // (2 * parsed.replicas)),
-                hosts=hosts,
-            )
-            try:
-                serve.start(
-                    proxy_location="HeadOnly",
-                    http_options={"host": parsed.host, "port": parsed.port},
-                )
-                serve.run(served, name="dsn_ray", route_prefix="/")
+                torch.set_num_threads(1)
+                threads = max(1, (os.cpu_count() or 1) // (2 * parsed.replicas))
+                networks = run_networks(checkpoint, network, parsed.replicas, threads)
+                px, capacity = checkpoint.config.data.px, CAPACITY * parsed.replicas
+                page = make_app(found, px, Batches(networks, parsed.replicas), capacity, hosts)
                 address = f"http://{parsed.host}:{parsed.port}"
                 console.print(f"Draw at {address} ({len(found.paths)} photos); Ctrl-C ends it.")
+                web = uvicorn.Server(
+                    uvicorn.Config(page, log_level="warning", timeout_graceful_shutdown=_FAREWELL)
+                )
                 with suppress(KeyboardInterrupt):
-                    signal.pause()
+                    web.run(sockets=[listener])
             finally:
                 serve.shutdown()
 
 
-def _check_free(host: str, port: int) -> None:
+def _listening(host: str, port: int) -> socket.socket:
     try:
-        with socket.create_server((host, port)):
-            pass
+        return socket.create_server((host, port))
     except OSError as error:
         raise UserError(f"--host {host} --port {port}: {error.strerror or error}.") from None
 
@@ -201,8 +160,8 @@ def main(arguments: list[str] | None) -> None:
         raise UserError(f"--port {parsed.port}: it must be from 1 to 65535.")
     if find_spec("fastapi") is None:
         raise UserError("The page needs FastAPI: pip install 'dsn-ray[serve]' brings it.")
-    _check_free(parsed.host, parsed.port)
-    _serve(parsed)
+    with _listening(parsed.host, parsed.port) as listener:
+        _serve(parsed, listener)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,10 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from pydantic import BaseModel
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dsn_ray.data.decoding import FORMATS, UndecodablePicture, open_rgb
 from dsn_ray.gallery import Gallery, as_trained
@@ -38,6 +40,7 @@ DECODED = 2
 PATIENCE = 10.0
 """Seconds for a sketch to arrive."""
 
+_BATCH = 16  # sketches embedded at a time
 _PAGE = Path(__file__).parent / "page"
 _FILES = {
     "/": "index.html",
@@ -57,6 +60,10 @@ _log = logging.getLogger(__name__)
 
 Embed = Callable[[NDArray[np.uint8]], Awaitable[NDArray[np.float32]]]
 """A sketch, uint8 `[3, px, px]`, to its feature `[d]`."""
+EmbedMany = Callable[[NDArray[np.uint8]], Awaitable[NDArray[np.float32]]]
+"""Sketches, uint8 `[n, 3, px, px]`, to their features `[n, d]`."""
+
+_Waiting = tuple[NDArray[np.uint8], asyncio.Future[NDArray[np.float32]]]
 
 
 class Photo(BaseModel):
@@ -91,6 +98,58 @@ class Fault(BaseModel):
     """What is wrong, for people."""
 
     error: str
+
+
+class Batches:
+    """Embeds sketches one by one for those who ask, and many at a time for the network.
+
+    Nobody waits for others to come: sketches gather while the network is at work, and many cost it
+    little more than one.
+    """
+
+    def __init__(self, embed: EmbedMany, at_once: int = 1) -> None:
+        """Without sketches.
+
+        Args:
+            embed: the network.
+            at_once: batches that it takes at a time.
+        """
+        self._embed, self._free = embed, at_once
+        self._waiting: list[_Waiting] = []
+        self._working = set[asyncio.Task[None]]()
+
+    async def __call__(self, sketch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """A sketch's feature."""
+        answer: asyncio.Future[NDArray[np.float32]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((sketch, answer))
+        if self._free:
+            self._free -= 1
+            task = asyncio.create_task(self._work())
+            self._working.add(task)
+            task.add_done_callback(self._working.discard)
+        return await answer
+
+    async def _work(self) -> None:
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
+                await self._answer(batch)
+        finally:
+            self._free += 1
+
+    async def _answer(self, batch: list[_Waiting]) -> None:
+        try:
+            features = await self._embed(np.stack([sketch for sketch, _ in batch]))
+            for (_, answer), feature in zip(batch, features, strict=True):
+                if not answer.done():
+                    answer.set_result(feature)
+        except Exception as error:
+            for _, answer in batch:
+                if not answer.done():
+                    answer.set_exception(error)
+        finally:
+            for _, answer in batch:
+                answer.cancel()  # where this task was
 
 
 class _Refused(NamedTuple):
@@ -284,7 +343,7 @@ def _pixels(encoded: bytes) -> int:
 
 
 def _speak_in_sentences(app: FastAPI, hosts: Collection[str]) -> None:
-    """Every answer that is no result is one sentence, and every answer has the safe headers."""
+    """Every answer that is no result is one sentence, and every answer has passed the guard."""
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
@@ -295,17 +354,38 @@ def _speak_in_sentences(app: FastAPI, hosts: Collection[str]) -> None:
         first = error.errors()[0]
         return JSONResponse({"error": f"{first['loc'][-1]}: {first['msg']}."}, 422)
 
-    @app.middleware("http")
-    async def guarded(
-        request: Request, call_next: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
+    app.add_middleware(_Guard, hosts=hosts)
+
+
+class _Guard:
+    """Answers to its own names only, hides what fails, and sends safe headers with every answer."""
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
+        self._app, self._hosts = app, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun = False
+
+        async def send_safely(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                MutableHeaders(scope=message).update(_HEADERS)
+            await send(message)
+
+        request = Request(scope)
+        if self._hosts and request.url.hostname not in self._hosts:
+            strange = JSONResponse({"error": STRANGE.error}, STRANGE.status)
+            await strange(scope, receive, send_safely)
+            return
         try:
-            if hosts and request.url.hostname not in hosts:
-                response: Response = JSONResponse({"error": STRANGE.error}, STRANGE.status)
-            else:
-                response = await call_next(request)
+            await self._app(scope, receive, send_safely)
         except Exception:
             _log.exception("%s failed", request.url.path)
-            response = JSONResponse({"error": "The server failed; its log says why."}, 500)
-        response.headers.update(_HEADERS)
-        return response
+            if begun:
+                raise
+            failed = JSONResponse({"error": "The server failed; its log says why."}, 500)
+            await failed(scope, receive, send_safely)
