@@ -44,6 +44,7 @@ PLAIN_SAMPLE = 30_000
 FULL = {"sketch": 75_471, "photo": 73_002}
 SHARES = {domain: count / sum(FULL.values()) for domain, count in FULL.items()}
 CORES = os.cpu_count() or 1
+SETTLED = 15  # seconds after which Ray's own processes have started
 
 
 def enlarge(small: Source, folder: Path, pictures: int, px: int) -> None:
@@ -229,7 +230,7 @@ def main() -> None:
     ]
     before = plain_prepare(source)
     with ray_cluster():
-        ray.get(ray.remote(lambda: None).remote())
+        time.sleep(SETTLED)
         shards, ours = our_prepare(source, out)
         after = plain_prepare(source)
         with memory_watched("Pss_Anon") as risen:

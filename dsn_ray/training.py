@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsn_ray import cli
 from dsn_ray.config import SEEN, Config
+from dsn_ray.data.semantics import read_mask
 from dsn_ray.errors import UserError
 from dsn_ray.runs import Run, alone, resumable, resumed, run_folder, save_settings
 
@@ -171,8 +172,11 @@ def check_fits(
         validate: whether the validation classes are held out.
 
     Raises:
-        UserError: If a batch does not divide among the workers, or too few classes would be left.
+        UserError: If a batch does not divide among the workers, too few classes would be left, or
+            the semantic mask cannot be read.
     """
+    if config.data.semantics:
+        read_mask(Path(config.data.semantics))
     for key in ("sketches_per_batch", "photos_per_batch"):
         size = getattr(config.data, key)
         if size % workers:

@@ -86,7 +86,7 @@ def _asked_now(parsed: argparse.Namespace, kept: "Sweep") -> "Sweep":
 def main(arguments: list[str] | None) -> None:
     """Runs the command."""
     parsed = _arguments().parse_args(arguments)
-    from dsn_ray.runs import resumed
+    from dsn_ray.runs import find_run, resumed
     from dsn_ray.sweep import Sweep
     from dsn_ray.sweeping import go_on, start
 
@@ -108,6 +108,8 @@ def main(arguments: list[str] | None) -> None:
     if parsed.dry_run:
         from dsn_ray.plan import print_plan
 
+        if parsed.name:
+            find_run(parsed.name, parsed.storage)
         print_plan(sweep, shape, parsed.final_only)
     elif parsed.resume:
         go_on(sweep, run, shape, parsed.final_only)

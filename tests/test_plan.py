@@ -64,6 +64,10 @@ def test_a_dry_run_refuses_what_the_run_refuses(drawings, capsys):
     two = ["--set", "data.validation_classes=2"]
     assert tune.main([*space, *two, "--dry-run", "--workers", "3"]) == 2
     assert "cannot be shared equally among 3 workers" in capsys.readouterr().err
+    assert tune.main([*space, *two, "--dry-run", "--name", "../away"]) == 2
+    assert "--name ../away: this must be a plain name" in capsys.readouterr().err
+    assert tune.main([*space, *two, "--dry-run", "--set", "data.semantics=/nowhere.npz"]) == 2
+    assert "data.semantics=/nowhere.npz: there is no such file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def test_prepare_then_a_preview(attached, drawings, tmp_path, capfd, monkeypatch
     assert prepare.main(arguments) == 0
     said = capfd.readouterr().out
     assert said.splitlines()[-1] == str(tmp_path / "shards")
-    assert "1 pictures did not decode" in said
+    assert "1 picture did not decode" in said
     sheet = np.asarray(Image.open(tmp_path / "shards" / "preview.png").convert("L"))
     blank = (sheet == 255).mean()
     assert 0.3 < blank < 0.99

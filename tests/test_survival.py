@@ -202,7 +202,7 @@ def test_a_sweep_from_start_to_table_while_its_machines_die(
     epoch = max(disturbed)
     assert epoch >= 3
     torch.testing.assert_close(disturbed[epoch], undisturbed[epoch], rtol=0, atol=0)
-    assert "1 pictures did not decode" in said
+    assert "1 picture did not decode" in said
     assert "Ray dashboard: http://127.0.0.1:" in said
     assert f"Ray's messages go to {run / 'ray.log'}" in said
     before = trials_of(tmp_path)

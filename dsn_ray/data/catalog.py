@@ -14,6 +14,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -152,11 +153,23 @@ class Source:
 EMBEDDED = ("openmoji-nature", "openmoji-things")
 
 
-def published_names() -> tuple[str, ...]:
-    """The names of the published data sets."""
-    from dsn_ray.data.official import PUBLISHED
+SETS = Path(__file__).with_name("files") / "sets"
+"""The folder of the YAML files that describe the published data sets."""
 
-    return tuple(PUBLISHED)
+
+def published_names() -> tuple[str, ...]:
+    """The names of the published data sets; of files that are no YAML, none.
+
+    Every `--help` tells them, so nothing else of the files is looked at, and by the quick parser.
+    """
+    import yaml
+
+    names: list[str] = []
+    for file in sorted(SETS.glob("*.yaml")):
+        with suppress(yaml.YAMLError, UnicodeDecodeError):
+            tree = yaml.load(file.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            names += tree if isinstance(tree, dict) else ()
+    return tuple(names)
 
 
 def parse_data_argument(text: str) -> tuple[str, str | None]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dsn_ray.config import explain, load_yaml
-from dsn_ray.data.catalog import DOMAINS, Domain, Record, Source, Split
+from dsn_ray.data.catalog import DOMAINS, SETS, Domain, Record, Source, Split
 from dsn_ray.data.folders import pictures_of, require_folders, some
 from dsn_ray.data.roots import DataError, Root
 
@@ -105,7 +105,7 @@ def read_sets(folder: Path) -> dict[str, Published]:
     return sets
 
 
-PUBLISHED = read_sets(Path(__file__).with_name("files") / "sets")
+PUBLISHED = read_sets(SETS)
 
 
 def open_official(name: str, root: Root, missing: list[Record] | None = None) -> Source:

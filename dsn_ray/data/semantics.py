@@ -64,16 +64,7 @@ def mask_rows(
             stacklevel=2,
         )
         return rows
-    try:
-        with np.load(file or shipped, allow_pickle=False) as stored:
-            known = dict(zip(stored["classes"].tolist(), stored["mask"], strict=True))
-        for row in known.values():
-            if row.shape != (IMAGENET_CLASSES,) or not ((row >= 0) & (row <= 1)).all():
-                raise ValueError
-    except (OSError, KeyError, ValueError, AttributeError, TypeError, EOFError, BadZipFile):
-        raise DataError(
-            f"{file} is not a semantic mask; `python -m dsn_ray.mask` writes one."
-        ) from None
+    known = read_mask(file or shipped)
     if unknown := [name for name in classes if name not in known]:
         warnings.warn(
             f"The semantic mask {file or source_semantics} has no row for {', '.join(unknown)}, "
@@ -84,6 +75,29 @@ def mask_rows(
     for row, name in zip(rows, classes, strict=True):
         row[:] = known.get(name, 0)
     return rows
+
+
+def read_mask(file: Path) -> dict[str, NDArray[np.float32]]:
+    """Return a mask's row `[1000]` of each class that it knows.
+
+    Raises:
+        DataError: the file is not a mask.
+    """
+    import numpy as np
+
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            known = dict(zip(stored["classes"].tolist(), stored["mask"], strict=True))
+        for row in known.values():
+            if row.shape != (IMAGENET_CLASSES,) or not ((row >= 0) & (row <= 1)).all():
+                raise ValueError
+    except FileNotFoundError:
+        raise DataError(f"data.semantics={file}: there is no such file.") from None
+    except (OSError, KeyError, ValueError, AttributeError, TypeError, EOFError, BadZipFile):
+        raise DataError(
+            f"{file} is not a semantic mask; `python -m dsn_ray.mask` writes one."
+        ) from None
+    return known
 
 
 def imagenet_wnids() -> tuple[str, ...]:

@@ -71,7 +71,8 @@ class Shards:
         embedded = " (embedded demonstration data)" if self.name in EMBEDDED else ""
         lost = ""
         if self.rejected:
-            lost = f"; {self.rejected} pictures did not decode, see {self.folder / REJECTED}"
+            pictures = "picture" if self.rejected == 1 else "pictures"
+            lost = f"; {self.rejected} {pictures} did not decode, see {self.folder / REJECTED}"
         note = f"; {self.note}" if self.note else ""
         return f"{self.name}{embedded}: {counts}{lost}{note}"
 

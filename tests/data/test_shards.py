@@ -20,7 +20,7 @@ def test_rows_are_those_of_the_split(connected, drawings, tmp_path):
     seen = made.rows("seen", "sketch").take_all()
     assert {made.seen_classes[row["label"]] for row in seen} == set(SHAPES) - set(UNSEEN)
     assert len({row["id"] for row in seen}) == len(seen) == made.counts["seen/sketch"]
-    assert "1 pictures did not decode" in str(made)
+    assert "1 picture did not decode" in str(made)
 
 
 def test_photos_with_one_name_or_the_same_bytes_repeat(connected, drawings, tmp_path):
