@@ -1,9 +1,10 @@
 """What orchestration costs: a sweep of 8 trials beside the time that their steps took, in one run.
 
-    python -m benchmarks.overhead --work FOLDER [--epochs N]
+    python -m benchmarks.overhead --work FOLDER [--epochs N] [--px N]
 
 Runs the sweep command on all of an embedded data set, one trial at a time and each to its end, and
-stops it by Ctrl-C before the final job. Choose the epochs so that a trial's steps take two minutes.
+stops it by Ctrl-C before the final job. Choose the pictures' size so that a trial's steps, of ten
+epochs as in the paper, take two minutes.
 The time of the command is everything from its start: Ray's, the pictures', each trial's start,
 validation and checkpoints.
 """
@@ -25,7 +26,7 @@ parameters:
 sampler: {{name: random}}
 scheduler: {{name: none}}
 budget: {{trials: {trials}}}
-set: {{train.epochs: {epochs}, data.per_class: null}}
+set: {{train.epochs: {epochs}, data.per_class: null, data.px: {px}}}
 """
 
 
@@ -34,11 +35,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--px", type=int, default=96, help="side of the pictures")
     parsed = parser.parse_args()
     shutil.rmtree(parsed.work, ignore_errors=True)
     parsed.work.mkdir(parents=True)
     space = parsed.work / "space.yaml"
-    space.write_text(SPACE.format(trials=TRIALS, epochs=parsed.epochs))
+    space.write_text(SPACE.format(trials=TRIALS, epochs=parsed.epochs, px=parsed.px))
     record = parsed.work / "runs" / "overhead" / "trials.jsonl"
     command = [sys.executable, "-m", "dsn_ray.tune", "--space", "space.yaml", "--name", "overhead"]
 
@@ -59,7 +61,8 @@ def main() -> None:
             sweep.send_signal(signal.SIGINT)
             sweep.wait(timeout=120)
     steps = [trial["seconds"] for trial in trials]
-    print(f"{TRIALS} trials of {parsed.epochs} epochs, {min(steps):.0f} to {max(steps):.0f} s each")
+    each = f"{min(steps):.0f} to {max(steps):.0f} s each"
+    print(f"{TRIALS} trials of {parsed.epochs} epochs at {parsed.px} px, {each}")
     print(f"command {took:.0f} s, steps {sum(steps):.0f} s, ratio {took / sum(steps):.3f}")
 
 

@@ -4,7 +4,8 @@
 
 A trial's start is measured within a sweep of the demonstration, from the end of the trial before to
 the first step: the trial's own process, two workers, the network, its weights. Beside it torchrun
-starts two ranks that do the same without Ray.
+starts two ranks that do the same without Ray. Memory is watched in a second sweep, as looking at it
+takes time.
 """
 
 import argparse
@@ -32,8 +33,8 @@ set: {{train.epochs: 2}}
 BEGINS = "the first step begins"
 
 
-def in_a_sweep(work: Path) -> tuple[float, float]:
-    """Seconds before a trial's first step, the median, and the sweep's peak memory in GiB."""
+def in_a_sweep(work: Path) -> float:
+    """Seconds before a trial's first step, the median."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     (work / "space.yaml").write_text(SPACE)
@@ -41,27 +42,26 @@ def in_a_sweep(work: Path) -> tuple[float, float]:
     command = [sys.executable, "-m", "dsn_ray.tune", "--space", "space.yaml", "--name", "start"]
     ended: list[float] = []
     first_epochs: list[float] = []
-    with memory_watched("Pss") as risen:
-        sweep = subprocess.Popen(
-            [*command, "--concurrent", "1"],
-            cwd=work,
-            env={**os.environ, "XDG_CACHE_HOME": str(work.resolve() / "cache")},
-        )
-        while sweep.poll() is None:
-            now = time.perf_counter()
-            ended += [now] * (len(_lines(run / "trials.jsonl")) - len(ended))
-            firsts = [
-                one
-                for one in _lines(run / "epochs.jsonl")
-                if one["epoch"] == 1 and str(one["training"]).startswith("trial")
-            ]
-            for one in firsts[len(first_epochs) :]:
-                first_epochs.append(now - float(one["seconds"]))
-            time.sleep(0.1)
+    sweep = subprocess.Popen(
+        [*command, "--concurrent", "1"],
+        cwd=work,
+        env={**os.environ, "XDG_CACHE_HOME": str(work.resolve() / "cache")},
+    )
+    while sweep.poll() is None:
+        now = time.perf_counter()
+        ended += [now] * (len(_lines(run / "trials.jsonl")) - len(ended))
+        firsts = [
+            one
+            for one in _lines(run / "epochs.jsonl")
+            if one["epoch"] == 1 and str(one["training"]).startswith("trial")
+        ]
+        for one in firsts[len(first_epochs) :]:
+            first_epochs.append(now - float(one["seconds"]))
+        time.sleep(0.1)
     if sweep.returncode or len(first_epochs) < TRIALS:
         raise SystemExit(f"The sweep ended after {len(first_epochs)} trials.")
     waits = [begun - end for end, begun in zip(ended, first_epochs[1:TRIALS], strict=False)]
-    return statistics.median(waits), risen[0]
+    return statistics.median(waits)
 
 
 def by_torchrun() -> float:
@@ -134,7 +134,9 @@ def main() -> None:
         rank()
         return
     bare = by_torchrun()
-    trial, memory = in_a_sweep(parsed.work)
+    trial = in_a_sweep(parsed.work)
+    with memory_watched("Pss") as risen:
+        in_a_sweep(parsed.work)
     told = median_seconds("-m", "dsn_ray.tune", "--help")
     least = median_seconds("-c", "import rich, yaml, pydantic")
     for line in (
@@ -144,7 +146,7 @@ def main() -> None:
         f"{trial / bare:.2f} | 2 |",
         f"| `--help` | {told:.2f} s | importing rich, yaml and pydantic, {least:.2f} s | "
         f"{told / least:.2f} | 1.5 |",
-        f"| memory of a sweep with two workers | {memory:.2f} GiB | | | 4 GiB |",
+        f"| memory of a sweep with two workers | {risen[0]:.2f} GiB | | | 4 GiB |",
     ):
         print(line)
 

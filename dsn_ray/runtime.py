@@ -18,7 +18,7 @@ from dsn_ray.errors import UserError, warnings_shown_by
 
 _RAY_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # Train runs appear in the dashboard
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_USAGE_STATS_ENABLED": "0",  # a cluster that a command starts reports to nobody
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, which says how to go on
 }

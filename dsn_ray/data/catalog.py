@@ -272,6 +272,8 @@ def validation_classes(seen_classes: Sequence[str], count: int, seed: int) -> tu
 def _check_name(name: str) -> None:
     known = (*published_names(), *EMBEDDED)
     if name not in known and not re.fullmatch(r"folder:[\w.-]+", name):
+        import dsn_ray.data.official  # noqa: F401 - says where a description is no YAML
+
         raise DataError(
             f"There is no data set {name!r}; known are {', '.join(known)} and folder:LABEL."
         )

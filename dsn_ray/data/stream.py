@@ -1,8 +1,9 @@
 """Pictures to batches of paired sketch and photo views.
 
 A worker draws an epoch's order from (seed, epoch) alone, every step of it a row of a small Ray
-Dataset whose collate stage makes the views in parallel with training: in the worker's own threads,
-or in processes beside it, which do not wait for each other as Python's threads do. The order is
+Dataset. Beside a GPU its collate stage makes the views in parallel with training: in the worker's
+own threads, or in processes, which do not wait for each other as Python's threads do. Without one
+they are made between the steps, which want all CPUs themselves. The order is
 that of the whole batch, of which each worker takes its part, so that the sequence of batches does
 not depend on the number of workers.
 """
@@ -249,7 +250,7 @@ class PairStream:
             decoders: make the views, from the same pictures; None for this process's threads.
             on_device: batches bring pictures, and what chance has drawn for their views; decoders
                 have no `augment` then.
-            pinned: batches lie in memory that a GPU copies from by itself.
+            pinned: batches lie in memory that a GPU copies from by itself, made while it trains.
             name: of its Datasets in Ray's dashboard.
         """
         self._name = name
@@ -274,6 +275,9 @@ class PairStream:
             self._tables, None if on_device else augment, augmented, seed
         )
         self._ahead = _PREFETCHED_STEPS + len(decoders or ())
+        # Where the CPUs that would make views train as well, a thread that takes one from torch's
+        # has all of these wait: it costs three times what it does.
+        self._beside = pinned or decoders is not None
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of one epoch; the same number gives the same batches again."""
@@ -291,41 +295,51 @@ class PairStream:
             )
             drawn[domain] = list(map(Drawn, rows[:, part], passages[:, part]))
 
-        def collate(chosen: dict[str, NDArray[Any]]) -> dict[str, torch.Tensor]:
-            s = int(chosen["step"][0])
+        def made(s: int) -> dict[str, torch.Tensor]:
             step = {domain: steps[s] for domain, steps in drawn.items()}
             later = min(s + _EXPECTED_STEPS, self.steps - 1)
             soon = {domain: steps[later].rows for domain, steps in drawn.items()}
-            made = {}
-            for domain, views in self._maker.views(step, number, soon).items():
-                labels = self._training_label[self._tables[domain].labels[step[domain].rows]]
-                made[f"{domain}_views"] = torch.from_numpy(views)
-                made[f"{domain}_labels"] = torch.from_numpy(labels)
-                if self._on_device:
-                    draws = self._draws(domain, step[domain], number)
-                    made.update({f"{domain}_{name}": one for name, one in draws.items()})
-            judged = [t.teacher(step[d].rows) for d, t in self._tables.items() if t.is_judged]
-            if judged:
-                made["teacher_logits"] = torch.cat(judged)
-            if self._pinned:
-                made = {name: values.pin_memory() for name, values in made.items()}
-            return made
+            return self._made(number, step, soon)
+
+        def collate(chosen: dict[str, NDArray[Any]]) -> Any:
+            s = int(chosen["step"][0])
+            return made(s) if self._beside else s
 
         # from_items starts no task, which would wait for ever where the workers hold every CPU.
         steps = ray.data.from_items([{"step": s} for s in range(self.steps)], override_num_blocks=1)
         steps.set_name(f"{self._name}-epoch{number + 1}")
         steps.context.execution_options.preserve_order = True
-        for batch in steps.iter_torch_batches(
+        for collated in steps.iter_torch_batches(
             batch_size=1,
             collate_fn=collate,
             prefetch_batches=self._ahead,
         ):
+            batch = collated if self._beside else made(collated)
             draws = {
                 f"{domain}_draws": Draws(*(batch.pop(f"{domain}_{name}") for name in Draws._fields))
                 for domain in self._tables
                 if self._on_device
             }
             yield Batch(**{"teacher_logits": None, **batch, **draws})
+
+    def _made(
+        self, epoch: int, step: dict[str, Drawn], soon: dict[str, NDArray[np.int64]]
+    ) -> dict[str, torch.Tensor]:
+        """The fields of a step's batch, those of `Draws` one by one."""
+        made = {}
+        for domain, views in self._maker.views(step, epoch, soon).items():
+            labels = self._training_label[self._tables[domain].labels[step[domain].rows]]
+            made[f"{domain}_views"] = torch.from_numpy(views)
+            made[f"{domain}_labels"] = torch.from_numpy(labels)
+            if self._on_device:
+                draws = self._draws(domain, step[domain], epoch)
+                made.update({f"{domain}_{name}": one for name, one in draws.items()})
+        judged = [t.teacher(step[d].rows) for d, t in self._tables.items() if t.is_judged]
+        if judged:
+            made["teacher_logits"] = torch.cat(judged)
+        if self._pinned:
+            made = {name: values.pin_memory() for name, values in made.items()}
+        return made
 
     def _draws(self, domain: str, drawn: Drawn, epoch: int) -> dict[str, torch.Tensor]:
         """The fields of `Draws`."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dsn_ray.data import official
-from dsn_ray.data.catalog import Record, open_source, parse_data_argument
+from dsn_ray.data import catalog, official
+from dsn_ray.data.catalog import Record, open_source, parse_data_argument, published_names
 from dsn_ray.data.roots import DataError
 from dsn_ray.errors import UserError
 from tests.data.trees import counts, make_listed, write
@@ -191,7 +191,8 @@ def test_the_readmes_example_adds_a_data_set(
 ) -> None:
     example = README.read_text().partition("```yaml\n")[2].partition("```")[0]
     write(tmp_path / "sets" / "mine.yaml", example)
-    for name in official.read_sets(tmp_path / "sets"):
+    monkeypatch.setattr(catalog, "SETS", tmp_path / "sets")
+    for name in published_names():
         added = official.read_sets(tmp_path / "sets")[name]
         monkeypatch.setitem(official.PUBLISHED, name, added)
         for of in added.class_names:
@@ -202,6 +203,19 @@ def test_the_readmes_example_adds_a_data_set(
         assert (source.seen_classes, source.unseen_classes) == (added.seen, added.unseen)
         count = len(added.seen), 0, len(added.unseen), len(added.seen), len(added.unseen)
         assert counts(source) == count
+
+
+def test_names_are_those_of_the_descriptions() -> None:
+    assert published_names() == tuple(official.PUBLISHED)
+
+
+def test_a_description_that_is_no_yaml_has_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in {"a": "mine: [", "b": "- 1", "c": "good: {}"}.items():
+        write(tmp_path / f"{name}.yaml", text)
+    monkeypatch.setattr(catalog, "SETS", tmp_path)
+    assert published_names() == ("good",)
 
 
 @pytest.mark.parametrize(
