@@ -4,8 +4,8 @@
 
 Runs the sweep command on all of an embedded data set, one trial at a time and each to its end, and
 stops it by Ctrl-C before the final job. Choose epochs and pictures so that a trial's steps take two
-minutes. The time of the command is everything from its start: Ray's, the pictures', each trial's start,
-validation and checkpoints.
+minutes. The time of the command is everything from its start: Ray's, the pictures', each trial's
+start, validation and checkpoints.
 """
 
 import argparse
