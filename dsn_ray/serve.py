@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from dsn_ray.model import DsnNetwork
     from dsn_ray.web import EmbedMany
 
-_NAME = "dsn_ray"
 _FAREWELL = 5  # seconds that searches under way have when the page ends
 
 
@@ -70,7 +69,7 @@ def run_networks(
     deployment = serve.deployment(
         Searcher, num_replicas=replicas, max_ongoing_requests=2, ray_actor_options={"num_cpus": 0}
     )
-    networks = serve.run(deployment.bind(), name=_NAME, route_prefix=None)
+    networks = serve.run(deployment.bind(), name="dsn_ray", route_prefix=None)
 
     async def features(sketches: "NDArray[np.uint8]") -> "NDArray[np.float32]":
         return await networks.features.remote(sketches)

@@ -270,10 +270,9 @@ def validation_classes(seen_classes: Sequence[str], count: int, seed: int) -> tu
 
 
 def _check_name(name: str) -> None:
-    known = (*published_names(), *EMBEDDED)
-    if name not in known and not re.fullmatch(r"folder:[\w.-]+", name):
-        import dsn_ray.data.official  # noqa: F401 - says where a description is no YAML
+    if name in (*published_names(), *EMBEDDED) or re.fullmatch(r"folder:[\w.-]+", name):
+        return
+    from dsn_ray.data.official import PUBLISHED  # which says where a description is no YAML
 
-        raise DataError(
-            f"There is no data set {name!r}; known are {', '.join(known)} and folder:LABEL."
-        )
+    known = ", ".join((*PUBLISHED, *EMBEDDED))
+    raise DataError(f"There is no data set {name!r}; known are {known} and folder:LABEL.")

@@ -3,9 +3,9 @@
 A worker draws an epoch's order from (seed, epoch) alone, every step of it a row of a small Ray
 Dataset. Beside a GPU its collate stage makes the views in parallel with training: in the worker's
 own threads, or in processes, which do not wait for each other as Python's threads do. Without one
-they are made between the steps, which want all CPUs themselves. The order is
-that of the whole batch, of which each worker takes its part, so that the sequence of batches does
-not depend on the number of workers.
+they are made between the steps, which want all CPUs themselves. The order is that of the whole
+batch, of which each worker takes its part, so that the sequence of batches does not depend on the
+number of workers.
 """
 
 import math
