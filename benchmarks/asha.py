@@ -17,8 +17,9 @@ import yaml
 from ray.tune.schedulers import TrialScheduler
 
 from dsn_ray.config import OBJECTIVE
-from dsn_ray.search import STUDY, make_scheduler, open_journal
 from dsn_ray.space import Space
+from dsn_ray.stopping import make_scheduler
+from dsn_ray.study import STUDY, open_journal
 
 
 def main() -> None:

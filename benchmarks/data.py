@@ -29,8 +29,9 @@ from dsn_ray.config import AugmentConfig
 from dsn_ray.data import pictures as pictures_module
 from dsn_ray.data.batch import AUGMENTED_VIEWS
 from dsn_ray.data.catalog import DOMAINS, Source, open_source
+from dsn_ray.data.parts import SHORT_SIDE
 from dsn_ray.data.pictures import Pictures, load_pictures
-from dsn_ray.data.preparing import SHORT_SIDE, prepare_shards
+from dsn_ray.data.preparing import prepare_shards
 from dsn_ray.data.shards import Shards
 from dsn_ray.data.storage import Folder
 from dsn_ray.data.stream import Decoders, PairStream

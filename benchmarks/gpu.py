@@ -223,7 +223,8 @@ def train(shards: Path, config: Config) -> None:
 
 
 def _classes(loaders: Mapping[str, DataLoader[Any]]) -> int:
-    return 1 + max(int(one.dataset.labels.max()) for one in loaders.values())  # type: ignore[attr-defined]
+    datasets: list[Any] = [one.dataset for one in loaders.values()]
+    return 1 + max(int(dataset.labels.max()) for dataset in datasets)
 
 
 def main() -> None:

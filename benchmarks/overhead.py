@@ -33,7 +33,7 @@ def main() -> None:
     """Runs the sweep and prints the ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--px", type=int, default=64, help="side of the pictures")
     parsed = parser.parse_args()
     shutil.rmtree(parsed.work, ignore_errors=True)

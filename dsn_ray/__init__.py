@@ -1,6 +1,7 @@
 """Zero-shot sketch-based image retrieval with the Domain-Smoothing Network, on Ray.
 
     config.py       what a run is: one validated model per concern, YAML in and out
+    yaml_files.py   reading YAML, and naming the line of what is wrong
     space.py        what a sweep varies
     sweep.py        a sweep as it was asked for, and the trainings that follow from it
     data/           pictures in
@@ -9,6 +10,7 @@
         folders.py    folders of one's own
         openmoji.py   the embedded demonstration data
         preparing.py  raw pictures -> checked Parquet shards
+        parts.py      how they are cut into files, and one of them is written
         verify.py     what is wrong with raw pictures, and what is missing
         shards.py     finished shards
         storage.py    folders here or behind a URL
@@ -31,10 +33,13 @@
     sweeping.py     running it: the search, then the final job
     training.py     one training on Ray Train
     group.py        the process group of its workers
+    in_trial.py     Ray Train within a trial
     shelf.py        data sets in Ray's object store, loaded once for all trainings
     learner.py      one worker's training state and step
     worker.py       what every Ray Train worker runs
-    search.py       who proposes trials and who stops them
+    search.py       who proposes trials
+    study.py        what is known of them, in Optuna's journal
+    stopping.py     who stops them early
     trials.py       running them with Ray Tune
     progress.py     what a person sees of them
     final.py        the final job

@@ -271,8 +271,6 @@ def _final_trial(
     proposal: dict[str, Any], *, jobs: Sequence[_Job], resources: Resources, storage: str
 ) -> None:
     """One training and its rating."""
-    from ray.tune.integration.ray_train import TuneReportCallback
-
     job = jobs[proposal["number"]]
     epochs = {"epoch": job.config.train.epochs}
     result = fit(
@@ -282,7 +280,7 @@ def _final_trial(
         storage,
         job.folder,
         validate=False,
-        callbacks=[TuneReportCallback()],
+        in_trial=True,
     )
     try:
         kept = kept_checkpoint(result, job.config)

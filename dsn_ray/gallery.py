@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from dsn_ray.checkpoint import Checkpoint
 from dsn_ray.data.catalog import Domain
-from dsn_ray.data.preparing import checked
+from dsn_ray.data.parts import checked
 from dsn_ray.data.roots import LARGEST_FILE
 from dsn_ray.data.views import decode
 from dsn_ray.errors import DataWarning, UserError

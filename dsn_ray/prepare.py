@@ -46,12 +46,13 @@ def run_verify(
 
 
 def _prepare(parsed: argparse.Namespace, source: "Source", console: "Console") -> None:
-    from dsn_ray.data.preparing import prepare_shards
+    from dsn_ray.data.preparing import check_place, prepare_shards
     from dsn_ray.data.preview import contact_sheet
     from dsn_ray.data.storage import Folder
     from dsn_ray.runtime import ray_cluster
 
     out = Folder.at(parsed.out)
+    check_place(out)
     started = time.monotonic()
     try:
         with ray_cluster():

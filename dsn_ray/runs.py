@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import yaml
 
 from dsn_ray.cli import check_writable
-from dsn_ray.config import load_yaml
 from dsn_ray.errors import Interrupted, UserError
+from dsn_ray.yaml_files import load_yaml
 
 if TYPE_CHECKING:
     from dsn_ray.room import Shape

@@ -22,6 +22,9 @@ _RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # a cluster that a command starts reports to nobody
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, which says how to go on
 }
+_ON_ONE_NODE = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes it away with a warning
+}
 _WIDTH_OF_FILES = 140
 _OTHER_VERSION = "Version mismatch: "  # as Ray's error begins
 
@@ -48,7 +51,8 @@ def ray_cluster() -> Iterator[str]:
         given = os.environ.get("RAY_ADDRESS")
         address = _running_cluster(given)
         if address is None:
-            own |= _own_address()
+            alone = {n: value for n, value in _ON_ONE_NODE.items() if n not in os.environ}
+            own |= alone | _own_address()
             os.environ.update(own)
             context = ray.init(
                 address="local",

@@ -1,32 +1,19 @@
-"""Who proposes a sweep's trials and who stops them: Optuna and the schedulers under Ray Tune."""
+"""Who proposes a sweep's trials: Optuna under Ray Tune."""
 
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import count
-from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
-from ray.tune.experiment import Trial
-from ray.tune.schedulers import (
-    ASHAScheduler,
-    FIFOScheduler,
-    MedianStoppingRule,
-    TrialScheduler,
-)
 from ray.tune.search import Searcher
 
-from dsn_ray.data.storage import Folder
-from dsn_ray.record import EPOCHS
-from dsn_ray.space import Sampler, Space
+from dsn_ray.space import Space
+from dsn_ray.study import TWIN_OF, best_setting
 
-STUDY = "study.journal"
-_ASKED, _TWIN_OF, _ENDINGS = "asked", "twin of", "endings"
+_ENDINGS = "endings"
 _REPEATS = 50  # proposals in a row that were there before, after which a space counts as exhausted
 
 
@@ -131,7 +118,7 @@ class StudySearcher(PacedSearcher):
     def _spent(self) -> int:
         """Settings of the budget that were proposed."""
         return sum(
-            trial.state != TrialState.WAITING and _TWIN_OF not in trial.user_attrs
+            trial.state != TrialState.WAITING and TWIN_OF not in trial.user_attrs
             for trial in self._study.get_trials(deepcopy=False)
         )
 
@@ -164,7 +151,7 @@ class StudySearcher(PacedSearcher):
         self._space.propose(trial)
         twin = next(self._earlier_twins(trial), None)
         if twin is not None:
-            trial.set_user_attr(_TWIN_OF, twin.number + 1)
+            trial.set_user_attr(TWIN_OF, twin.number + 1)
             self._twins.append((twin.number, trial))
             self._tell_twins()
             return False
@@ -176,7 +163,7 @@ class StudySearcher(PacedSearcher):
     def _earlier_twins(self, trial: optuna.Trial) -> Iterator[FrozenTrial]:
         """Earlier trials of the same setting, which have ended, a divergence included, or will."""
         for other in self._study.get_trials(deepcopy=False)[: trial.number]:
-            if other.params == trial.params and _TWIN_OF not in other.user_attrs:
+            if other.params == trial.params and TWIN_OF not in other.user_attrs:
                 yield other
 
     def _seeds_left(self, trial: optuna.Trial) -> list[int]:
@@ -259,168 +246,3 @@ class _UnderWay:
 def _endings(trial: optuna.Trial) -> dict[str, tuple[int, float]]:
     """The last epoch and its value by seed, of a setting's trainings that have ended."""
     return dict(trial.user_attrs.get(_ENDINGS, {}))
-
-
-def open_journal(journal: Path) -> JournalStorage:
-    """Optuna's storage in a file."""
-    return JournalStorage(JournalFileBackend(str(journal)))
-
-
-def open_study(journal: Path, sampler: Sampler) -> optuna.Study:
-    """The study of a search, new or as it was left.
-
-    Args:
-        journal: a file of Optuna's journal storage, which Optuna's own tools open.
-        sampler: who proposes.
-    """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        study_name="search",
-        storage=open_journal(journal),
-        direction="maximize",
-        load_if_exists=True,
-    )
-    study.sampler = _sampler(sampler, len(study.get_trials(deepcopy=False)))
-    return study
-
-
-def take_up_study(
-    folder: Path, sampler: Sampler, asked: dict[str, Any], checkpoints: str
-) -> tuple[optuna.Study, Path | None]:
-    """The study of a run's search, new or as it was left, if its trials were asked for as now.
-
-    Else it is set aside with the records of its trials, and their checkpoints are deleted: nothing
-    of them may count as a value or be gone on with.
-
-    Args:
-        folder: the run's.
-        sampler: who proposes.
-        asked: all that decides a trial's value but its setting, as JSON has it.
-        checkpoints: folder or URL of those of the trials.
-
-    Returns:
-        The study, and the folder of the one that was set aside, if one was.
-    """
-    study = open_study(folder / STUDY, sampler)
-    if study.user_attrs.get(_ASKED, asked) == asked:
-        study.set_user_attr(_ASKED, asked)
-        return study, None
-    earlier = (folder / f"search-{number}" for number in count(1))
-    aside = next(path for path in earlier if not (path / STUDY).exists())
-    aside.mkdir(exist_ok=True)
-    Folder.at(checkpoints).remove()
-    for name in ("trials.jsonl", EPOCHS, STUDY):  # the study last: till then this can be repeated
-        if (folder / name).exists():
-            (folder / name).replace(aside / name)
-    return take_up_study(folder, sampler, asked, checkpoints)[0], aside
-
-
-def best_setting(study: optuna.Study) -> dict[str, Any] | None:
-    """The setting of the best trial that came to its end; None where none did."""
-    if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        return None
-    return dict(study.best_trial.params)
-
-
-def settings_tried(study: optuna.Study) -> list[dict[str, Any]]:
-    """Every setting of the search but those that failed, in order."""
-    states = (TrialState.COMPLETE, TrialState.PRUNED)
-    return [
-        dict(trial.params)
-        for trial in study.get_trials(deepcopy=False, states=states)
-        if _TWIN_OF not in trial.user_attrs
-    ]
-
-
-def make_scheduler(space: Space, metric: str, epochs: int) -> "NumberedScheduler":
-    """The scheduler that a space names, counting epochs rather than reports."""
-    common = {"time_attr": "epoch", "metric": metric, "mode": "max"}
-    grace = min(space.scheduler.grace_epochs, epochs)
-    if space.scheduler.name == "asha":
-        return NumberedScheduler(
-            ASHAScheduler(
-                **common,
-                max_t=epochs,
-                grace_period=grace,
-                reduction_factor=space.scheduler.reduction_factor,
-            )
-        )
-    if space.scheduler.name == "median":
-        return NumberedScheduler(MedianStoppingRule(**common, grace_period=grace))
-    return NumberedScheduler(FIFOScheduler())
-
-
-class NumberedScheduler(FIFOScheduler):
-    """A scheduler that knows a trial by its own number, whichever process runs it.
-
-    So one that goes on in a later process is judged as if nothing had happened, and once for each
-    epoch, though a training that was interrupted tells its last one again.
-    """
-
-    def __init__(self, rule: TrialScheduler) -> None:
-        """Lets another scheduler judge."""
-        super().__init__()
-        self._rule = rule
-        self._judged: dict[_Known, int] = {}
-
-    def remind(self, study: optuna.Study, metric: str) -> None:
-        """Tells it what trials have reported to an earlier process, without judging them again."""
-        for past in study.get_trials(deepcopy=False):
-            if _TWIN_OF in past.user_attrs:
-                continue
-            known = _Known(past.number + 1)
-            for epoch, value in sorted(past.intermediate_values.items()):
-                if not math.isnan(value):
-                    self._rule.on_trial_add(None, known)
-                    self._rule.on_trial_complete(None, known, {"epoch": epoch, metric: value})
-                    self._judged[known] = epoch
-
-    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        """Passes it on."""
-        self._rule.on_trial_add(tune_controller, _Known.of(trial))
-
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Passes it on."""
-        known = _Known.of(trial)
-        if result["epoch"] <= self._judged.get(known, 0):
-            return TrialScheduler.CONTINUE
-        self._judged[known] = result["epoch"]
-        return str(self._rule.on_trial_result(tune_controller, known, result))
-
-    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        """Passes it on."""
-        self._rule.on_trial_complete(tune_controller, _Known.of(trial), result)
-
-    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
-        """Passes it on."""
-        self._rule.on_trial_remove(tune_controller, _Known.of(trial))
-
-
-@dataclass(frozen=True)
-class _Known:
-    """As much of a trial as schedulers look at."""
-
-    trial_id: int
-
-    @classmethod
-    def of(cls, trial: Trial) -> "_Known":
-        return cls(trial.config["number"])
-
-
-def _sampler(sampler: Sampler, before: int) -> optuna.samplers.BaseSampler:
-    """Optuna's sampler, which does not begin its random numbers anew after `before` trials."""
-    seed, startup = sampler.seed + before, sampler.startup_trials
-    match sampler.name:
-        case "tpe":
-            return optuna.samplers.TPESampler(
-                seed=seed, n_startup_trials=startup, multivariate=False
-            )
-        case "gp":
-            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup)
-        case "cmaes":
-            return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=startup)
-        case "qmc":
-            # The study knows how far the sequence of this seed has got.
-            return optuna.samplers.QMCSampler(seed=sampler.seed, scramble=True)
-        case _:
-            return optuna.samplers.RandomSampler(seed=seed)

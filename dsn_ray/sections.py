@@ -15,8 +15,8 @@ from dsn_ray import details
 from dsn_ray.album import Album, Picture, Section, Table
 from dsn_ray.charts import Curve, Tried, bars, curves, heat_map, history, scatter
 from dsn_ray.record import RunRecord
-from dsn_ray.search import STUDY, open_journal
 from dsn_ray.space import describe
+from dsn_ray.study import STUDY, open_journal
 from dsn_ray.tables import TABLE_2, TITLE, final_lines, final_notes
 
 _LAMBDAS = ("loss.lambda1", "loss.lambda2")

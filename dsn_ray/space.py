@@ -8,16 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from dsn_ray.config import (
-    RECIPES,
-    Config,
-    Place,
-    Section,
-    as_number,
-    explain,
-    load_yaml,
-)
+from dsn_ray.config import RECIPES, Config, Section
 from dsn_ray.errors import UserError
+from dsn_ray.yaml_files import Place, as_number, explain, load_yaml
 
 if TYPE_CHECKING:
     from optuna.trial import Trial

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsn_ray import cli
-from dsn_ray.config import OBJECTIVE, Config, Place
+from dsn_ray.config import OBJECTIVE, Config
 from dsn_ray.errors import UserError
 from dsn_ray.runs import Run, alone, resumable, resumed, run_folder, save_settings
 from dsn_ray.space import Space, describe
 from dsn_ray.sweep import EMBEDDED, Sweep, is_embedded, make_sweep
+from dsn_ray.yaml_files import Place
 
 if TYPE_CHECKING:
     import optuna
@@ -121,8 +122,8 @@ def _sweep(sweep: Sweep, run: Run, shape: "Shape", final_only: bool) -> None:
     from dsn_ray.report import MissingExtraError, write_report
     from dsn_ray.room import allot, check_storage_reaches_all, cluster_size, room_for
     from dsn_ray.runtime import ray_cluster
-    from dsn_ray.search import STUDY, best_setting, open_study, settings_tried
     from dsn_ray.shelf import Shelf
+    from dsn_ray.study import STUDY, best_setting, open_study, settings_tried
     from dsn_ray.tables import final_table, title_of
     from dsn_ray.training import check_weights
 
@@ -228,7 +229,9 @@ def _search(
     from dsn_ray.gauges import Gauges
     from dsn_ray.progress import SearchProgress
     from dsn_ray.record import EPOCHS, EpochLog, name_of_trial
-    from dsn_ray.search import StudySearcher, best_setting, make_scheduler, take_up_study
+    from dsn_ray.search import StudySearcher
+    from dsn_ray.stopping import make_scheduler
+    from dsn_ray.study import best_setting, take_up_study
     from dsn_ray.trials import Retention, run_trials
 
     epochs, seed = sweep.config.train.epochs, sweep.config.train.seed
@@ -293,8 +296,6 @@ def _trial(
     storage: str,
 ) -> None:
     """One trial: a training with some settings, validated after each epoch."""
-    from ray.tune.integration.ray_train import TuneReportCallback
-
     from dsn_ray.training import fit
     from dsn_ray.trials import folder_of
 
@@ -305,5 +306,5 @@ def _trial(
         storage,
         folder_of(proposal),
         validate=True,
-        callbacks=[TuneReportCallback()],
+        in_trial=True,
     )

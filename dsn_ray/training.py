@@ -42,6 +42,7 @@ def fit(
     *,
     validate: bool,
     callbacks: Sequence[Any] = (),
+    in_trial: bool = False,
 ) -> "ray.train.Result":
     """Trains on Ray Train workers; a run of the same name and storage goes on where it was.
 
@@ -54,7 +55,8 @@ def fit(
         storage: folder or URL for checkpoints.
         name: of the run, below the storage.
         validate: hold the validation classes out and measure them after each epoch.
-        callbacks: Ray Train callbacks, such as Tune's reporter.
+        callbacks: Ray Train callbacks.
+        in_trial: this is a trial of Ray Tune, which is told of each epoch.
 
     Returns:
         Ray Train's result.
@@ -68,7 +70,12 @@ def fit(
     from dsn_ray.group import ProcessGroup
 
     check_fits(config, data.seen_classes, resources.workers, validate=validate)
-    trainer = DataParallelTrainer(
+    trainer_class: type[DataParallelTrainer] = DataParallelTrainer
+    if in_trial:
+        from dsn_ray.in_trial import TellTune, TrialTrainer
+
+        trainer_class, callbacks = TrialTrainer, [*callbacks, TellTune()]
+    trainer = trainer_class(
         _loop,
         train_loop_config={
             "config": config.model_dump(),
@@ -98,6 +105,8 @@ def fit(
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
+    if in_trial:
+        return trainer.fit()
     before = signal.getsignal(signal.SIGINT)
     try:
         return trainer.fit()

@@ -140,8 +140,3 @@ def test_a_bad_file_is_named_with_its_key(tmp_path, text, message):
         load_settings(path)
     assert str(path) in str(caught.value)
     assert message in str(caught.value)
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"none.yaml cannot be read: No such file"):
-        load_settings(tmp_path / "none.yaml")

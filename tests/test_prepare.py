@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import ray
 from PIL import Image
 
 from dsn_ray import prepare
@@ -29,6 +30,17 @@ def test_prepare_then_a_preview(attached, drawings, tmp_path, capfd, monkeypatch
     before = (tmp_path / "shards" / "preview.png").read_bytes()
     assert prepare.main(arguments) == 0
     assert (tmp_path / "shards" / "preview.png").read_bytes() == before
+
+
+def test_a_folder_of_other_files_is_refused_before_ray_is_started(
+    drawings, tmp_path, capfd, monkeypatch
+):
+    (tmp_path / "mine.txt").write_text("mine")
+    monkeypatch.setattr(ray, "init", None)
+    assert prepare.main([f"folder:toy={drawings}", "--out", str(tmp_path)]) == 2
+    said = capfd.readouterr()
+    assert said.err == f"error: {tmp_path} holds other files; choose a new folder.\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_verify_tells_and_fails_where_numbers_would_be_wrong(attached, drawings, tmp_path, capfd):

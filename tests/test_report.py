@@ -19,8 +19,8 @@ from dsn_ray.data.storage import Folder
 from dsn_ray.details import write_details
 from dsn_ray.record import read_run
 from dsn_ray.report import main, write_report
-from dsn_ray.search import open_journal
 from dsn_ray.space import describe
+from dsn_ray.study import open_journal
 from tests.test_details import CLASSES, GALLERY, QUERIES
 from tests.test_tables import rows
 

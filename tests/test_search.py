@@ -2,39 +2,16 @@ import itertools
 import math
 import pickle
 from functools import partial
-from types import SimpleNamespace
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from dsn_ray.search import (
-    ListSearcher,
-    StudySearcher,
-    best_setting,
-    make_scheduler,
-    open_study,
-    settings_tried,
-    take_up_study,
-)
+from dsn_ray.search import ListSearcher
 from dsn_ray.space import Space
-
-LAMBDA1 = {"loss.lambda1": {"distribution": "uniform", "low": 0, "high": 1}}
-
-
-def space(**changes):
-    tree = {"parameters": LAMBDA1, "first": [{"loss.lambda1": 0.1}], "budget": {"trials": 4}}
-    return Space.model_validate({**tree, **changes})
-
-
-def room():
-    return 1
-
-
-def searcher(folder, of, last_epoch=3, room=room):
-    study = open_study(folder / "study.journal", of.sampler)
-    return StudySearcher(study, of, of.trials, "mAP", last_epoch, room)
+from dsn_ray.study import best_setting, open_study, settings_tried
+from tests.searches import IDS, LAMBDA1, room, run, searcher, space
 
 
 def states(folder):
@@ -46,26 +23,6 @@ def states(folder):
 def storage(folder):
     journal = optuna.storages.journal
     return journal.JournalStorage(journal.JournalFileBackend(str(folder / "study.journal")))
-
-
-IDS = itertools.count()
-
-
-def run(search, values):
-    """Runs what is proposed, one at a time; `values` are (last epoch, mAP) or None for an error."""
-    proposals = []
-    for ending in values:
-        trial_id = str(next(IDS))
-        proposal = search.suggest(trial_id)
-        if proposal == Searcher.FINISHED:
-            break
-        proposals.append(proposal)
-        result = None
-        for epoch in range(1, (ending or (0, 0))[0] + 1):
-            result = {"epoch": epoch, "mAP": ending[1] * epoch / ending[0]}
-            search.on_trial_result(trial_id, result)
-        search.on_trial_complete(trial_id, result, error=ending is None)
-    return proposals
 
 
 def test_each_ending_is_told_rightly(tmp_path):
@@ -170,7 +127,7 @@ def test_wherever_the_driver_is_killed_the_next_one_goes_on(tmp_path, monkeypatc
         folder.mkdir()
         trained.clear()
         with monkeypatch.context() as patched:
-            patched.setattr("dsn_ray.search.JournalFileBackend", partial(Dying, writes=writes))
+            patched.setattr("dsn_ray.study.JournalFileBackend", partial(Dying, writes=writes))
             try:
                 go_on(searcher(folder, of))
             except Killed:
@@ -185,28 +142,6 @@ def test_wherever_the_driver_is_killed_the_next_one_goes_on(tmp_path, monkeypatc
         assert best_setting(again)["memory.k"] == 1
         assert len(trained) == len(set(trained))
     assert writes > 20
-
-
-def test_trials_that_were_asked_for_otherwise_do_not_count(tmp_path):
-    def of(choices):
-        return space(parameters={"memory.k": {"choices": choices}}, first=[])
-
-    def go_on(asked, choices, values):
-        sampler = of(choices).sampler
-        study, aside = take_up_study(tmp_path, sampler, asked, f"file://{tmp_path}/trials")
-        return run(StudySearcher(study, of(choices), 4, "mAP", 3, room), values), aside
-
-    before, now = {"epochs": 3, "choices": [1]}, {"epochs": 3, "choices": [1, 5]}
-    assert go_on(before, [1], [None]) == go_on(before, [1], [None])  # it failed, and may go on
-    (tmp_path / "trials" / "trial1-seed0").mkdir(parents=True)
-    (tmp_path / "trials.jsonl").write_text("{}")
-    found, aside = go_on(now, [1, 5], [(3, 0.5)] * 4)
-    assert sorted(one["settings"]["memory.k"] for one in found) == [1, 5]
-    assert aside == tmp_path / "search-1"
-    assert sorted(path.name for path in aside.iterdir()) == ["study.journal", "trials.jsonl"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["search-1", "study.journal"]
-    assert go_on(now, [1, 5], []) == ([], None)
-    assert go_on(before, [1], [(3, 0.5)])[1] == tmp_path / "search-2"
 
 
 def test_more_trials_can_be_asked_for_later(tmp_path):
@@ -320,69 +255,3 @@ def test_tune_can_pickle_it_under_way(tmp_path):
     search = searcher(tmp_path, space())
     search.suggest("a")
     assert pickle.loads(pickle.dumps(search)).suggest("b") is None
-
-
-@pytest.mark.parametrize("name", ["tpe", "gp", "cmaes", "qmc", "random"])
-def test_samplers_by_name(tmp_path, name):
-    two = {**LAMBDA1, "loss.lambda2": {"distribution": "loguniform", "low": 0.1, "high": 10}}
-    of = space(parameters=two, first=[], sampler={"name": name, "startup_trials": 2})
-    values = [(3, 0.1), (1, 0.2), (3, math.nan), (3, 0.3)]
-    found = run(searcher(tmp_path, of), values)
-    assert len({one["settings"]["loss.lambda1"] for one in found}) == 4
-    kind = type(open_study(tmp_path / "other.journal", of.sampler).sampler).__name__
-    assert kind.lower().startswith(name)
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("asha", "AsyncHyperBandScheduler"),
-        ("median", "MedianStoppingRule"),
-        ("none", "FIFOScheduler"),
-    ],
-)
-def test_schedulers_by_name(name, kind):
-    scheduler = make_scheduler(space(scheduler={"name": name}), "mAP", epochs=1)
-    assert type(scheduler._rule).__name__ == kind
-
-
-def known(number):
-    """A trial as Tune has it."""
-    return SimpleNamespace(trial_id=next(IDS), config={"number": number})
-
-
-@pytest.mark.parametrize("name", ["asha", "median"])
-def test_a_scheduler_remembers_what_an_earlier_process_saw(tmp_path, name):
-    of = space(scheduler={"name": name})
-    run(searcher(tmp_path, of), [(3, 0.9), (3, 0.8), (3, 0.85)])
-    study = open_study(tmp_path / "study.journal", of.sampler)
-    scheduler = make_scheduler(of, "mAP", epochs=3)
-    scheduler.remind(study, "mAP")
-    new = known(4)
-    scheduler.on_trial_add(None, new)
-    assert scheduler.on_trial_result(None, new, {"epoch": 1, "mAP": 0.01}) == "STOP"
-
-
-@pytest.mark.parametrize("name", ["asha", "median"])
-def test_a_resumed_trial_is_judged_as_an_undisturbed_one(tmp_path, monkeypatch, name):
-    of = space(scheduler={"name": name})
-    search, scheduler = searcher(tmp_path, of, 8, lambda: 4), make_scheduler(of, "mAP", epochs=8)
-    running = SimpleNamespace(get_live_trials=tuple)
-    trials = [known(search.suggest(str(number))["number"]) for number in range(1, 5)]
-    for trial in trials:
-        scheduler.on_trial_add(running, trial)
-    for trial in reversed(trials):  # the last is the first to report; better ones come by
-        for epoch in range(1, 5):
-            value = 0.3 if trial is trials[-1] else 0.4 + 0.1 * epoch
-            result = {"epoch": epoch, "mAP": value}
-            assert scheduler.on_trial_result(running, trial, result) == "CONTINUE"
-            search.on_trial_result(str(trial.config["number"]), result)
-    later, again = make_scheduler(of, "mAP", epochs=8), known(4)
-    later.remind(search._study, "mAP")
-    later.on_trial_add(running, again)
-    with monkeypatch.context() as patched:
-        patched.setattr(later._rule, "on_trial_result", None)  # it has heard of the last epoch
-        assert later.on_trial_result(running, again, {"epoch": 4, "mAP": 0.3}) == "CONTINUE"
-    result = {"epoch": 5, "mAP": 0.3}
-    assert later.on_trial_result(running, again, result) == "CONTINUE"
-    assert scheduler.on_trial_result(running, trials[-1], result) == "CONTINUE"

@@ -11,7 +11,7 @@ PIXEL_LIMIT = 64_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
-class UndecodablePicture(ValueError):  # noqa: N818
+class UndecodablePicture(ValueError):  # noqa: N818 - it names the picture, not the error
     """The bytes are no picture that can be decoded; the message says why."""
 
 

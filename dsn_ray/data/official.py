@@ -14,10 +14,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dsn_ray.config import explain, load_yaml
 from dsn_ray.data.catalog import DOMAINS, SETS, Domain, Record, Source, Split
 from dsn_ray.data.folders import pictures_of, require_folders, some
 from dsn_ray.data.roots import DataError, Root
+from dsn_ray.yaml_files import explain, load_yaml
 
 
 class _Known(BaseModel):

@@ -12,7 +12,8 @@ import ray.data
 
 from dsn_ray.data.catalog import DOMAINS, Domain, Record, Source, Split
 from dsn_ray.data.official import PUBLISHED
-from dsn_ray.data.preparing import Progress, checked
+from dsn_ray.data.parts import checked
+from dsn_ray.data.preparing import Progress
 from dsn_ray.data.roots import DataError, RootError
 from dsn_ray.data.semantics import known_to_imagenet
 from dsn_ray.data.shards import where_it_lies

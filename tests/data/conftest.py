@@ -2,8 +2,9 @@
 
 import pytest
 
-from dsn_ray.data import preparing
+from dsn_ray.data import parts
 from dsn_ray.data.catalog import open_source
+from dsn_ray.data.parts import parts_of
 from dsn_ray.data.preparing import prepare_shards
 from dsn_ray.data.storage import Folder
 
@@ -15,8 +16,16 @@ def shards(ray_address, drawings, tmp_path_factory):
 
     ray.init(address=ray_address, log_to_driver=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preparing, "_MOST_ROWS", 7)
+        patch.setattr(parts, "_MOST_ROWS", 7)
         out = Folder.at(tmp_path_factory.mktemp("prepared") / "shards")
         made = prepare_shards(open_source("folder:toy", drawings), out)
     yield made
     ray.shutdown()
+
+
+def sizes_of(source):
+    return [size for size, _ in source.states()]
+
+
+def cut_up(source):
+    return parts_of(source, sizes_of(source))

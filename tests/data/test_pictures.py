@@ -9,8 +9,8 @@ import ray
 import torch
 
 from dsn_ray.config import AugmentConfig, DataConfig
+from dsn_ray.data import parts
 from dsn_ray.data import pictures as pictures_module
-from dsn_ray.data import preparing
 from dsn_ray.data.batch import AUGMENTED_VIEWS
 from dsn_ray.data.catalog import open_source, validation_classes
 from dsn_ray.data.pictures import (
@@ -68,11 +68,11 @@ def test_every_way_gives_the_same_pictures(shards, drawings, share):
 
 
 def test_a_few_row_groups_are_kept(shards, tmp_path, drawings, monkeypatch):
-    monkeypatch.setattr(preparing, "_LARGEST_GROUP", 1)
+    monkeypatch.setattr(parts, "_LARGEST_GROUP", 1)
     source = open_source("folder:toy", drawings)
     sizes = [size for size, _ in source.states()]
-    writer = preparing._PartWriter(source, Folder.at(tmp_path), False)
-    for part in preparing.parts_of(source, sizes):
+    writer = parts.PartWriter(source, Folder.at(tmp_path), False)
+    for part in parts.parts_of(source, sizes):
         if (part.split, part.domain) == ("seen", "sketch"):
             writer(part.row(source, sizes))
     folder = Folder.at(tmp_path) / "split=seen" / "domain=sketch"
@@ -208,9 +208,9 @@ def test_an_epoch_is_the_same_for_every_way_and_any_number_of_workers(shards, mo
     stored = both(shards)
     for world in (2, 8):
         ranks = zip(*(epoch_of(stored, rank, world) for rank in range(world)), strict=True)
-        for whole, parts in zip(alone, ranks, strict=True):
+        for whole, shares in zip(alone, ranks, strict=True):
             for name in ("photo_views", "photo_labels", "sketch_views", "sketch_labels"):
-                together = torch.cat([getattr(part, name) for part in parts])
+                together = torch.cat([getattr(part, name) for part in shares])
                 assert torch.equal(getattr(whole, name), together)
     for whole, helped in zip(alone, epoch_of(stored, processes=2), strict=True):
         for field, one in whole._asdict().items():

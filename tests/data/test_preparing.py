@@ -3,13 +3,11 @@
 import hashlib
 import io
 import json
-import resource
 import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,14 +16,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dsn_ray.data import preparing
-from dsn_ray.data.catalog import Record, Source, open_source
-from dsn_ray.data.decoding import UndecodablePicture, open_rgb
-from dsn_ray.data.preparing import checked, parts_of, prepare_shards
+from dsn_ray.data import parts, preparing
+from dsn_ray.data.catalog import Record, open_source
+from dsn_ray.data.decoding import open_rgb
+from dsn_ray.data.preparing import prepare_shards
 from dsn_ray.data.roots import DataError
 from dsn_ray.data.shards import MANIFEST, read_manifest
 from dsn_ray.data.storage import Folder
 from tests.conftest import PER_CLASS, SHAPES, UNSEEN
+from tests.data.conftest import cut_up
 
 SEEN = len(SHAPES) - len(UNSEEN)
 
@@ -73,19 +72,11 @@ def test_every_picture_is_stored_once(connected, drawings, tmp_path):
         )
 
 
-def sizes_of(source):
-    return [size for size, _ in source.states()]
-
-
-def cut_up(source):
-    return parts_of(source, sizes_of(source))
-
-
 def test_what_is_done_is_not_done_again(connected, drawings, tmp_path, monkeypatch):
     source, out = open_source("folder:toy", drawings), Folder.at(tmp_path / "shards")
     made = prepare_shards(source, out)
     whole = {p: p.read_bytes() for p in (tmp_path / "shards").rglob("*") if p.is_file()}
-    monkeypatch.setattr(preparing, "_PartWriter", None)
+    monkeypatch.setattr(preparing, "PartWriter", None)
     assert prepare_shards(source, out) == made
     monkeypatch.undo()
 
@@ -94,12 +85,12 @@ def test_what_is_done_is_not_done_again(connected, drawings, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(preparing, "_finish", lambda *_: None)
         prepare_shards(source, out)
-    parts = cut_up(source)
+    every = cut_up(source)
     notes = out / ".unfinished"
-    assert notes.names() == sorted(["job", *(part.note for part in parts)])
+    assert notes.names() == sorted(["job", *(part.note for part in every)])
     # A part without its note, a note without its part, and a part that is not whole.
-    unnoted, gone, cut, *kept = parts
-    files = {part.file: tmp_path / "shards" / part.file for part in parts}
+    unnoted, gone, cut, *kept = every
+    files = {part.file: tmp_path / "shards" / part.file for part in every}
     (tmp_path / "shards" / ".unfinished" / unnoted.note).unlink()
     files[gone.file].unlink()
     files[cut.file].write_bytes(files[cut.file].read_bytes()[:-1])
@@ -113,16 +104,16 @@ def test_what_is_done_is_not_done_again(connected, drawings, tmp_path, monkeypat
 SLOWLY = """
 import sys, time, ray
 from pathlib import Path
-from dsn_ray.data import preparing
+from dsn_ray.data import parts, preparing
 from dsn_ray.data.catalog import open_source
 from dsn_ray.data.storage import Folder
 
-class Slow(preparing._PartWriter):
+class Slow(parts.PartWriter):
     def __call__(self, row):
         time.sleep(0.1)
         return super().__call__(row)
 
-preparing._MOST_ROWS, preparing._PartWriter = 3, Slow
+parts._MOST_ROWS, preparing.PartWriter = 3, Slow
 ray.init(address=sys.argv[1], log_to_driver=False)
 preparing.prepare_shards(open_source("folder:toy", Path(sys.argv[2])), Folder.at(sys.argv[3]))
 """
@@ -140,7 +131,7 @@ def test_a_killed_job_is_gone_on_with(ray_address, connected, drawings, tmp_path
         job.kill()
         job.wait()
     assert not out.holds(MANIFEST)
-    monkeypatch.setattr(preparing, "_MOST_ROWS", 3)
+    monkeypatch.setattr(parts, "_MOST_ROWS", 3)
     source = open_source("folder:toy", drawings)
     noted = set((out / ".unfinished").names())
     done = [tmp_path / "shards" / part.file for part in cut_up(source) if part.note in noted]
@@ -246,20 +237,9 @@ def test_an_unwritable_place_is_named(connected, drawings, tmp_path):
         prepare_shards(open_source("folder:toy", drawings), Folder.at(tmp_path / "file" / "shards"))
 
 
-def test_a_root_that_vanishes_stops_the_job(drawings, tmp_path):
-    copy, out = tmp_path / "copy", Folder.at(tmp_path / "shards")
-    shutil.copytree(drawings, copy)
-    source = open_source("folder:toy", copy)
-    part = cut_up(source)[0]
-    copy.rename(tmp_path / "gone")
-    told = preparing._PartWriter(source, out, False)(part.row(source, sizes_of(source)))
-    assert "cannot be read: No such file" in told["failed"]
-    assert not out.exists() or not list((tmp_path / "shards").rglob("*.*"))
-
-
 def test_a_full_disk_is_said_and_leaves_no_file(connected, drawings, tmp_path, monkeypatch):
     source, out = open_source("folder:toy", drawings), Folder.at(tmp_path / "shards")
-    monkeypatch.setattr(preparing, "_PartWriter", FullDisk)
+    monkeypatch.setattr(preparing, "PartWriter", FullDisk)
     with pytest.raises(DataError, match="cannot be written: No space left on device"):
         prepare_shards(source, out)
     assert not list((tmp_path / "shards").rglob("*.parquet"))
@@ -267,24 +247,7 @@ def test_a_full_disk_is_said_and_leaves_no_file(connected, drawings, tmp_path, m
     assert sum(prepare_shards(source, out).counts.values()) == len(source.records) - 1
 
 
-def test_a_disk_that_fills_within_a_part_is_said_and_leaves_no_file(drawings, tmp_path):
-    source, out = open_source("folder:toy", drawings), Folder.at(tmp_path / "shards")
-    part = cut_up(source)[0]
-    row, writer = part.row(source, sizes_of(source)), preparing._PartWriter(source, out, False)
-    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, usual[1]))
-        told = writer(row)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
-    assert told["failed"].startswith(f"{out} cannot be written: ")
-    assert told["failed"].endswith("File too large.")
-    assert not [path for path in (tmp_path / "shards").rglob("*") if path.is_file()]
-    assert not writer(row)["failed"]
-    assert out.sizes()[part.file] > 2000
-
-
-class FullDisk(preparing._PartWriter):
+class FullDisk(parts.PartWriter):
     def _pictures(self, part, records, sizes, rejected):
         with Path("/dev/full").open("wb", buffering=0) as full:
             full.write(b"x")
@@ -356,133 +319,3 @@ def test_a_bad_picture_costs_one_row_and_an_odd_one_none(connected, drawings, tm
         assert np.abs(np.subtract(picture.getpixel((3, 3)), colour)).max() <= 4, name
     assert open_rgb(stored[f"photo/{folder.name}/turned.jpg"]).size == (512, 256)
     assert open_rgb(stored[f"photo/{folder.name}/clear.png"]).size == (512, 256)
-
-
-def test_parts_are_a_random_order_of_every_picture():
-    records = [
-        Record(f"{domain}/{i}", "a", domain, split)
-        for domain in ("sketch", "photo")
-        for split in ("seen", "unseen")
-        for i in range(5000)
-    ]
-    source = Source("x", None, tuple(records), ("a",), ("a",), False, "none")
-    sizes = [20_000] * len(records)
-    parts = parts_of(source, sizes)
-    assert sorted(i for part in parts for i in part.ids) == list(range(len(records)))
-    assert len({part.file for part in parts}) == len({part.note for part in parts}) == len(parts)
-    for part in parts:
-        assert {(records[i].split, records[i].domain) for i in part.ids} == {
-            (part.split, part.domain)
-        }
-    first = np.array(parts[0].ids)
-    assert 0.4 < (np.diff(first) > 0).mean() < 0.6
-    assert parts == parts_of(source, sizes)
-
-
-@pytest.mark.parametrize(
-    ("sizes", "keep", "parts"),
-    [
-        ([2_300] * 60_000, False, 4),  # small ones: a part has at most so many rows
-        ([20_000] * 10_000, False, 6),  # 191 MiB
-        ([5_000_000] * 2_000, False, 4),  # will be encoded anew, and smaller
-        ([5_000_000] * 100, True, 15),
-        ([0] * 5, False, 1),  # not known
-    ],
-)
-def test_parts_are_cut_by_what_they_will_take(sizes, keep, parts):
-    records = [Record(str(i), "a", "photo", "seen") for i in range(len(sizes))]
-    source = Source("x", None, tuple(records), ("a",), ("a",), False, "none")
-    made = parts_of(source, sizes, keep)
-    rows = [len(part.ids) for part in made]
-    assert len(rows) == parts
-    assert max(rows) - min(rows) <= 1
-
-
-def damaged(raw):
-    """A picture cut short in many places, and with many bytes changed."""
-    random = np.random.default_rng(0)
-    yield from (
-        raw[:end] for end in (*range(len(raw) - 20, len(raw)), *random.integers(len(raw), size=20))
-    )
-    for place, value in random.integers(0, 256, (60, 2)):
-        at = int(place * len(raw) // 256)
-        yield raw[:at] + bytes([value]) + raw[at + 1 :]
-
-
-@pytest.mark.parametrize(
-    ("kind", "mode", "options"),
-    [
-        ("JPEG", "RGB", {}),
-        ("JPEG", "RGB", {"progressive": True, "subsampling": 0}),
-        (
-            "JPEG",
-            "L",
-            {"exif": b"Exif\0\0II*\0\b\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"},
-        ),
-        ("JPEG", "CMYK", {}),
-        ("PNG", "RGB", {}),
-        ("PNG", "RGBA", {}),
-        ("PNG", "P", {"transparency": bytes(range(256))}),
-        ("PNG", "I;16", {}),
-        ("PNG", "1", {}),
-        ("GIF", "P", {}),
-        ("WEBP", "RGB", {}),
-    ],
-)
-def test_a_check_is_as_strict_as_decoding(kind, mode, options):
-    pixels = np.random.default_rng(0).integers(0, 255, (40, 48, 3), np.uint8)
-    image = Image.fromarray(pixels)
-    image = image.convert("I").convert("I;16") if mode == "I;16" else image.convert(mode)
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    refused = 0
-    for raw in (out.getvalue(), *damaged(out.getvalue())):
-        try:
-            open_rgb(raw)
-        except UndecodablePicture:
-            refused += 1
-            with pytest.raises(UndecodablePicture):
-                checked(raw, "photo")
-        else:
-            assert checked(raw, "photo") is raw
-    assert 10 < refused < 100
-
-
-def test_large_pictures_become_smaller_unless_kept():
-    pixels = np.random.default_rng(0).integers(0, 255, (600, 300, 3), np.uint8)
-    raw = io.BytesIO()
-    Image.fromarray(pixels).save(raw, "PNG")
-    for domain, kind in (("photo", "JPEG"), ("sketch", "PNG")):
-        small = Image.open(io.BytesIO(checked(raw.getvalue(), domain)))
-        assert (small.size, small.format) == ((256, 512), kind)
-        assert checked(raw.getvalue(), domain, keep=True) == raw.getvalue()
-    long = io.BytesIO()
-    Image.new("1", (300, 100_000)).save(long, "PNG")
-    assert checked(long.getvalue(), "sketch")
-    with pytest.raises(UndecodablePicture, match="300 x 100000 pixels are too long for JPEG"):
-        checked(long.getvalue(), "photo")
-
-
-def test_row_groups_have_8_to_16_mib_where_there_is_as_much(drawings, tmp_path, monkeypatch):
-    for total in (1, 15, 17, 31, 33, 90):
-        rows = [{"encoded": b"x" * 2**14}] * (total * 64)
-        groups = preparing._groups(rows)
-        assert [row for group in groups for row in group] == rows
-        for group in groups:
-            assert min(8, total) <= len(group) / 64 <= 16
-    assert preparing._groups([]) == []
-
-    # As they lie in a file: a hundred times smaller pictures, a hundred times smaller groups.
-    monkeypatch.setattr(preparing, "_LARGEST_GROUP", 3000)
-    source = open_source("folder:toy", drawings)
-    (part,) = [p for p in cut_up(source) if (p.split, p.domain) == ("seen", "photo")]
-    writer = preparing._PartWriter(source, Folder.at(tmp_path), False)
-    assert not writer(part.row(source, sizes_of(source)))["failed"]
-    table = pq.read_table(tmp_path / part.file, partitioning=None).to_pylist()
-    sizes = Counter()
-    for row in table:
-        sizes[row["group"]] += len(row["encoded"])
-    file = pq.ParquetFile(tmp_path / part.file)
-    assert file.num_row_groups == len(sizes) > 1
-    largest = max(len(row["encoded"]) for row in table)
-    assert all(1500 - largest <= size <= 3000 + largest for size in sizes.values())
