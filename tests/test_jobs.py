@@ -218,7 +218,7 @@ def test_a_job_is_seen_stopped_and_gone_on_with(dashboard, tmp_path, drawings, b
             wait_until(lambda name=name: "trial 1, seed 0" in series(f"ray_dsn_{name}"), 60)
         eyes = Seen(browser, dashboard.url)
         eyes.shows("jobs", "first", "RUNNING")
-        eyes.shows("actors", "_trial", "TrainController", "RayTrainWorker", rows="100")
+        eyes.shows("actors", "_trial", "RayTrainWorker", rows="100")
         job, pipeline = dashboard.ask("first")["job_id"], "trial1-seed0-worker0-epoch1"
         eyes.shows(f"jobs/{job}", pipeline, section="Ray Data Overview")
         assert "trial1-seed0" in dashboard.train_runs()

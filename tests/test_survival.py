@@ -184,7 +184,7 @@ def test_a_sweep_from_start_to_table_while_its_machines_die(
             sweep.wait_for(f"trial 1/2 epoch {epoch}/")
             undisturbed |= states_of(trials / "trial1-seed0")
         sweep.wait_for("trial 2/2 epoch 1/")
-        for waits in ("TrainController", "TrainStateActor", "ImplicitFunc"):
+        for waits in ("TrainStateActor", "ImplicitFunc"):
             found = processes_with(nodes.mark, waits)
             assert found, waits
             for process in found:  # none of them needs torch, which takes time and memory
