@@ -14,7 +14,11 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 
 class TrialTrainer(DataParallelTrainer):
-    """Trains with its controller in this process, which has to be a trial's."""
+    """Trains with its controller in this process, which has to be a trial's.
+
+    Ray 2.60 has no switch for it, so a private method is replaced; a Ray without that method starts
+    its own controller, and `TellTune` reports from there to nobody: the tests would say so.
+    """
 
     def _initialize_and_run_controller(self, **arguments: Any) -> ray.train.Result:
         controller = TrainController(**arguments)
@@ -23,7 +27,7 @@ class TrialTrainer(DataParallelTrainer):
 
 
 class TellTune(ray.train.UserCallback):
-    """Reports to Tune what the first worker reported, once Tune has heard the report before."""
+    """Passes what the first worker reports on to Tune."""
 
     def after_report(
         self,
