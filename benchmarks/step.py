@@ -140,11 +140,11 @@ def share_of_losses() -> float:
         kept.append(forward(*arguments))
         return kept[-1]
 
-    learning._forward = remember  # type: ignore[assignment]
+    learning._forward = remember
     learning.losses(batch)
     leaves = type(kept[0])(*(part.detach().requires_grad_() for part in kept[0]))
-    learning._forward = lambda *_: leaves  # type: ignore[assignment]
-    return median_of(lambda: sum(learning.losses(batch)).backward()) / whole  # type: ignore[union-attr]
+    learning._forward = lambda *_: leaves
+    return median_of(lambda: torch.stack(learning.losses(batch)).sum().backward()) / whole
 
 
 def teacher_ratio(views: int) -> float:

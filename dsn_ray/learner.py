@@ -4,6 +4,7 @@ Nothing here knows of Ray. Where a torch process group runs, features are gather
 so that the losses and the bank are those of the whole batch on every rank.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,11 @@ class Learner:
             teacher: judges the first views, where the batches do not bring its logits.
         """
         self.network = network
-        self._forward: nn.Module = parallel or network
+        self._forward: Callable[..., Any] = parallel or network
         self._config = config
         speed = config.speed
         if speed.compile:
-            self._forward = torch.compile(self._forward)  # type: ignore[assignment]
+            self._forward = torch.compile(self._forward)
         self._device = next(network.parameters()).device
         self._mask = mask.to(self._device)
         dim = network.backbone.dim if config.memory.features == "trunk" else config.network.dim
