@@ -5,7 +5,7 @@
 SHARDS is a folder that `python -m dsn_ray.prepare` made. Ray is not needed: torch, pyarrow, Pillow,
 pydantic, PyYAML and threadpoolctl are. The plain steps are the same network, losses and optimiser
 on one batch that lies on the device; the teacher's logits are zeros there, which cost a step the
-same. With `--train` the whole training follows, its teacher asked in each step, and the unseen
+same. With `--train` a whole training is run instead, its teacher asked in each step, and the unseen
 classes are rated.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsn_ray.config import Config
@@ -45,17 +45,18 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "fp32": {},
     "bf16": {"speed.precision": "bf16"},
     "bf16, fused Adam": {"speed.precision": "bf16", "speed.fused_adam": True},
-    "bf16, fused Adam, compiled": {
-        "speed.precision": "bf16",
-        "speed.fused_adam": True,
-        "speed.compile": True,
-    },
     "bf16, fused Adam, views on the device": {
         "speed.precision": "bf16",
         "speed.fused_adam": True,
         "speed.augment_on_device": True,
     },
+    "bf16, fused Adam, compiled": {
+        "speed.precision": "bf16",
+        "speed.fused_adam": True,
+        "speed.compile": True,
+    },
 }
+TRAINING = SWITCHES["bf16, fused Adam, views on the device"]
 DOMAINS = ("sketch", "photo")
 
 
@@ -77,35 +78,32 @@ class Pictures(Dataset[tuple[Any, ...]]):
         label, augment = int(self.labels[index]), self._config.augment
         if not self._views:
             return label, torch.from_numpy(pixels)
-        chance = np.random.default_rng(torch.initial_seed() % 2**32 + index)
+        chance = np.random.default_rng(int(torch.randint(2**62, ())))
         if self._config.speed.augment_on_device:
             return label, torch.from_numpy(pixels[None]), *draw_views(chance, augment, self._views)
         views = random_views(pixels, self._is_sketch, chance, augment, self._views)
         return label, torch.from_numpy(views)
 
 
-def loaders(shards: Path, config: Config) -> dict[str, DataLoader[Any]]:
-    """Shuffled batches of the seen classes of each domain, in pinned memory."""
+def seen_pictures(shards: Path, config: Config) -> dict[str, Pictures]:
+    """What a training sees, by domain."""
+    return {one: Pictures(shards, "seen", one, config, AUGMENTED_VIEWS) for one in DOMAINS}
+
+
+def batches(seen: Mapping[str, Pictures], config: Config, steps: int) -> Iterator[Batch]:
+    """So many shuffled batches; the teacher's logits are zeros, which cost the step the same."""
     sizes = (config.data.sketches_per_batch, config.data.photos_per_batch)
-    return {
-        domain: DataLoader(
-            Pictures(shards, "seen", domain, config, AUGMENTED_VIEWS),
+    sides = [
+        DataLoader(
+            pictures,
             size,
-            shuffle=True,
-            drop_last=True,
+            sampler=RandomSampler(pictures, num_samples=steps * size),
             num_workers=max(1, (os.cpu_count() or 2) // 2),
             pin_memory=DEVICE.type == "cuda",
-            persistent_workers=True,
         )
-        for domain, size in zip(DOMAINS, sizes, strict=True)
-    }
-
-
-def batches(loaders: Mapping[str, DataLoader[Any]]) -> Iterator[Batch]:
-    """One epoch; the teacher's logits are zeros, which cost the step the same."""
-    for (theirs, sketches, *drawn), (its, photos, *of_photos) in zip(
-        *loaders.values(), strict=False
-    ):
+        for pictures, size in zip(seen.values(), sizes, strict=True)
+    ]
+    for (theirs, sketches, *drawn), (its, photos, *of_photos) in zip(*sides, strict=True):
         draws = [Draws(*one) if one else None for one in (drawn, of_photos)]
         yield Batch(sketches, theirs, photos, its, torch.zeros(len(photos), 1000), *draws)
 
@@ -167,17 +165,14 @@ def _now() -> float:
     return time.perf_counter()
 
 
-def fed(
-    learning: Learner, loaders: Mapping[str, DataLoader[Any]], steps: int
-) -> tuple[float, float]:
+def fed(learning: Learner, stream: Iterator[Batch], steps: int) -> tuple[float, float]:
     """Seconds of a step that is fed from the shards, and the part of them spent waiting."""
-    endless = itertools.chain.from_iterable(batches(loaders) for _ in itertools.count())
-    for batch in itertools.islice(endless, 3):
+    for batch in itertools.islice(stream, 3):
         learning.step(batch)
     waited, started = 0.0, _now()
     for _ in range(steps):
         asked = time.perf_counter()
-        batch = next(endless)
+        batch = next(stream)
         waited += time.perf_counter() - asked
         learning.step(batch)
     took = _now() - started
@@ -194,15 +189,15 @@ def peak() -> float:
 def train(shards: Path, config: Config) -> None:
     """The whole training, and what it comes to on the unseen classes."""
     started = _now()
-    seen = loaders(shards, config)
-    classes = _classes(seen)
-    per_epoch = min(map(len, seen.values()))
+    seen = seen_pictures(shards, config)
+    sizes = (config.data.sketches_per_batch, config.data.photos_per_batch)
+    each = min(len(side) // size for side, size in zip(seen.values(), sizes, strict=True))
+    steps = config.train.epochs * each
     about = json.loads((shards / "manifest.json").read_text(encoding="utf-8"))
     mask = torch.from_numpy(mask_rows(about["semantics"], about["seen_classes"]))
-    learning = learner(config, classes, config.train.epochs * per_epoch, mask)
-    for _ in range(config.train.epochs):
-        for batch in batches(seen):
-            learning.step(batch._replace(teacher_logits=None))
+    learning = learner(config, len(mask), steps, mask)
+    for batch in batches(seen, config, steps):
+        learning.step(batch._replace(teacher_logits=None))
     trained = _now()
     features: list[Any] = []
     network = learning.network.eval()
@@ -217,14 +212,9 @@ def train(shards: Path, config: Config) -> None:
     for row in evaluate_features(*features):
         print(f"{row['codes']} {row['protocol']} {row['metric']}: {row['value']:.3f}")
     print(
-        f"{config.train.epochs} epochs of {per_epoch} steps in {trained - started:.0f} s, rated in "
+        f"{config.train.epochs} epochs of {each} steps in {trained - started:.0f} s, rated in "
         f"{_now() - trained:.0f} s"
     )
-
-
-def _classes(loaders: Mapping[str, DataLoader[Any]]) -> int:
-    datasets: list[Any] = [one.dataset for one in loaders.values()]
-    return 1 + max(int(dataset.labels.max()) for dataset in datasets)
 
 
 def main() -> None:
@@ -246,10 +236,13 @@ def main() -> None:
             "train.epochs": parsed.epochs,
         }
     )
+    if parsed.train:
+        train(parsed.shards, config.with_settings(TRAINING))
+        return
     pictures = config.data.sketches_per_batch + config.data.photos_per_batch
-    sides = loaders(parsed.shards, config)
-    classes = _classes(sides)
-    one = next(batches(sides))
+    seen = seen_pictures(parsed.shards, config)
+    classes = 1 + max(int(side.labels.max()) for side in seen.values())
+    one = next(batches(seen, config, 1))
 
     plain = plain_step(config, classes, one, "fp32")
     with FlopCounterMode(display=False) as counter:
@@ -264,14 +257,12 @@ def main() -> None:
             plain = plain_step(config, classes, one, precision)
         _row(f"plain, {precision}", pictures, seconds_of(plain, parsed.steps), "", work / most)
     del plain
-    del sides
     for name, settings in SWITCHES.items():
         switched = config.with_settings(settings)
         learning = learner(switched, classes, 10_000)
-        took, waiting = fed(learning, loaders(parsed.shards, switched), parsed.steps)
+        stream = batches(seen_pictures(parsed.shards, switched), switched, parsed.steps + 3)
+        took, waiting = fed(learning, stream, parsed.steps)
         _row(name, pictures, took, f"{waiting:.3f}", work / most)
-    if parsed.train:
-        train(parsed.shards, config.with_settings(SWITCHES["bf16, fused Adam"]))
 
 
 def _row(name: str, pictures: int, took: float, waiting: str, best: float) -> None:

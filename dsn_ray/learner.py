@@ -26,12 +26,16 @@ from dsn_ray.objective import (
     semantic_distillation_loss,
 )
 
+LOSSES = (*LossTerms._fields, "total")
+"""The values of a step, by place: the four losses and their weighted sum."""
+
 
 class Learner:
     """What training carries from step to step; it saves and loads itself.
 
     Attributes:
         network: the network, for evaluation.
+        device: where it trains.
         bank: the memory bank, the same on every rank.
         epoch: number of finished epochs.
     """
@@ -61,13 +65,13 @@ class Learner:
         speed = config.speed
         if speed.compile:
             self._forward = torch.compile(self._forward)
-        self._device = next(network.parameters()).device
-        self._mask = mask.to(self._device)
+        self.device = next(network.parameters()).device
+        self._mask = mask.to(self.device)
         dim = network.backbone.dim if config.memory.features == "trunk" else config.network.dim
         self.bank = MemoryBank(len(mask), config.memory.k, dim, config.memory.update).to(
-            self._device
+            self.device
         )
-        self._teacher = None if teacher is None else teacher.to(self._device)
+        self._teacher = None if teacher is None else teacher.to(self.device)
         adam = config.optimizer
         self.optimizer = torch.optim.Adam(
             network.parameters(),
@@ -94,11 +98,12 @@ class Learner:
         if self._config.memory.lifetime == "epoch":
             self.bank.clear()
 
-    def step(self, batch: Batch) -> dict[str, float]:
+    def step(self, batch: Batch) -> Tensor:
         """Takes one optimisation step on this rank's part of a batch.
 
         Returns:
-            The losses of the whole batch by name, and their weighted sum as `total`.
+            `[5]` this rank's values in the order of `LOSSES`, on the device: a GPU may still be at
+            work on them, and goes on so while the next batch is got ready.
         """
         self.network.train()
         terms = self.losses(batch)
@@ -108,9 +113,7 @@ class Learner:
         total.backward()
         self.optimizer.step()
         self.schedule.step()
-        values = torch.stack([*(term.detach() for term in terms), total.detach()])
-        names = [*LossTerms._fields, "total"]
-        return dict(zip(names, _mean_over_ranks(values).tolist(), strict=True))
+        return torch.stack([*(term.detach() for term in terms), total.detach()])
 
     def losses(self, batch: Batch) -> LossTerms:
         """The four losses of a batch, after the bank has seen it.
@@ -122,7 +125,7 @@ class Learner:
         sketches = self._views(batch.sketch_views, batch.sketch_draws, True)
         photos = self._views(batch.photo_views, batch.photo_draws, False)
         sketch_labels, photo_labels = (
-            values.to(self._device, non_blocking=True)
+            values.to(self.device, non_blocking=True)
             for values in (batch.sketch_labels, batch.photo_labels)
         )
         labels = torch.cat([sketch_labels, photo_labels])
@@ -159,7 +162,7 @@ class Learner:
 
     def _views(self, views: Tensor, draws: Draws | None, is_sketch: bool) -> Tensor:
         """A domain's views on the device, made there where the batch brings what was drawn."""
-        views = views.to(self._device, non_blocking=True)
+        views = views.to(self.device, non_blocking=True)
         if draws is None:
             return views
         return views_on_device(views[:, 0], is_sketch, draws, self._config.augment)
@@ -169,7 +172,7 @@ class Learner:
         if self._config.speed.precision == "fp32":
             output: NetworkOutput = self._forward(views, is_photo, first)
             return output
-        with torch.autocast(self._device.type, torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16):
             output = self._forward(views, is_photo, first)
         return NetworkOutput(*(part.float() for part in output))
 
@@ -179,7 +182,7 @@ class Learner:
             return self._teacher.logits(pictures)
         if batch.teacher_logits is None:
             raise ValueError("the batch brings no teacher logits, and there is no teacher")
-        return batch.teacher_logits.to(self._device, non_blocking=True)
+        return batch.teacher_logits.to(self.device, non_blocking=True)
 
     def save(self, path: Path) -> None:
         """Writes everything that training carries; tensors, numbers and names only."""
@@ -191,7 +194,7 @@ class Learner:
 
     def load(self, path: Path) -> None:
         """Goes on where `save` was called."""
-        state = torch.load(path, map_location=self._device, weights_only=True)
+        state = torch.load(path, map_location=self.device, weights_only=True)
         for name in ("network", "bank", "optimizer", "schedule"):
             getattr(self, name).load_state_dict(state[name])
         self.epoch = state["epoch"]
@@ -225,8 +228,12 @@ class _Gather(torch.autograd.Function):
         return total.chunk(dist.get_world_size())[dist.get_rank()]
 
 
-def _mean_over_ranks(values: Tensor) -> Tensor:
+def losses_by_name(values: Tensor) -> dict[str, float]:
+    """What the steps of all ranks came to: `[5]`, as `Learner.step` gives it, averaged over ranks.
+
+    Every rank calls this, and waits for its device and for the others.
+    """
     if dist.is_initialized() and dist.get_world_size() > 1:
+        values = values / dist.get_world_size()
         dist.all_reduce(values)
-        values /= dist.get_world_size()
-    return values
+    return dict(zip(LOSSES, values.tolist(), strict=True))

@@ -27,7 +27,7 @@ from dsn_ray.data.pictures import (
     split_labels,
 )
 from dsn_ray.data.stream import Decoders, PairStream
-from dsn_ray.learner import Learner
+from dsn_ray.learner import LOSSES, Learner, losses_by_name
 from dsn_ray.model import DsnNetwork, Teacher, build_network
 from dsn_ray.model.norm import average_running_statistics, synchronise_batch_norm
 from dsn_ray.retrieval import evaluate_features
@@ -176,7 +176,7 @@ def _one_epoch(
     """Trains on an epoch's batches; returns the mean losses and what the time went into."""
     started = time.perf_counter()
     waited, steps = 0.0, 0
-    sums: dict[str, float] = {}
+    sums = torch.zeros(len(LOSSES), device=learner.device)
     batches = iter(batches)
     while True:
         asked = time.perf_counter()
@@ -184,14 +184,14 @@ def _one_epoch(
         waited += time.perf_counter() - asked
         if batch is None:
             break
-        for name, value in learner.step(batch).items():
-            sums[name] = sums.get(name, 0.0) + value
+        sums += learner.step(batch)
         steps += 1
         watch.alive()
+    losses = losses_by_name(sums / steps)
     took = time.perf_counter() - started
     pictures = steps * (config.data.sketches_per_batch + config.data.photos_per_batch)
     return {
-        **{f"loss_{name}": value / steps for name, value in sums.items()},
+        **{f"loss_{name}": value for name, value in losses.items()},
         "pictures_per_second": pictures / took,
         "waiting_for_data": waited / took,
         "seconds": took,

@@ -55,9 +55,9 @@ def views_on_device(
         for kind, change in enumerate(_JITTERS):
             rows = there((jitter & (order[:, turn] == kind)).nonzero()[:, 0])
             changed = change(colours[rows], amounts[rows, kind, None, None])
-            colours = colours.index_copy(0, rows, changed)
+            colours.index_copy_(0, rows, changed)
     rows = there(draws.grey.flatten().nonzero()[:, 0])
-    colours = colours.index_copy(0, rows, _luma(colours[rows]).expand(-1, 3, -1))
+    colours.index_copy_(0, rows, _luma(colours[rows]).expand(-1, 3, -1))
     made = _rounded(colours).view(len(pictures), augmented, *pictures.shape[1:])
     return torch.cat([moved[:, None], made], dim=1)
 

@@ -37,6 +37,15 @@ class Backbone(nn.Module):
         return (pictures - self._mean) / self._std
 
 
+def pooled(x: Tensor) -> Tensor:
+    """The mean over all places of ``x [N, C, H, W]``, ``[N, C]``.
+
+    It sums first: the gradient of ``mean`` writes out a whole map of equal values, in another
+    memory order than channels last, which the unit's gradient is then added to.
+    """
+    return x.sum((2, 3)) / (x.shape[2] * x.shape[3])
+
+
 class ConditionalSqueezeExcite(nn.Module):
     """Squeeze-excite unit that also gets the domain: Wang et al., IJCAI 2021, section 3.1.
 
@@ -59,6 +68,6 @@ class ConditionalSqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor, is_photo: Tensor) -> Tensor:
         """Scale the channels of ``x [N, C, H, W]``, given ``is_photo [N]``, boolean or 0 and 1."""
-        hidden = functional.relu(self.fc1(x.mean((2, 3))))
+        hidden = functional.relu(self.fc1(pooled(x)))
         scale = self.fc2(torch.cat([hidden, is_photo.to(hidden.dtype)[:, None]], 1)).sigmoid()
         return x * (self.ceiling * scale)[:, :, None, None]

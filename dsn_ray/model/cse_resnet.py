@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dsn_ray.model.conditional import Backbone, ConditionalSqueezeExcite
+from dsn_ray.model.conditional import Backbone, ConditionalSqueezeExcite, pooled
 
 _REDUCTION = 16
 _EXPANSION = 4
@@ -83,7 +83,7 @@ class CseResNet50(Backbone):
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in layer:
                 x = block(x, is_photo)
-        return x.mean((2, 3))
+        return pooled(x)
 
 
 def _layer(channels: int, width: int, blocks: int, stride: int) -> nn.ModuleList:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dsn_ray.model.conditional import Backbone, ConditionalSqueezeExcite
+from dsn_ray.model.conditional import Backbone, ConditionalSqueezeExcite, pooled
 
 _BATCH_NORM_EPS = 1e-3
 _GATE_REDUCTION = 4
@@ -158,7 +158,7 @@ class EfficientNetLite0(Backbone):
                 x = next(blocks)(x)
             x = gate(x, is_photo)
         x = functional.relu6(self.bn1(self.conv_head(x)), inplace=True)
-        return x.mean((2, 3))
+        return pooled(x)
 
 
 def _identity_gate(channels: int) -> ConditionalSqueezeExcite:
