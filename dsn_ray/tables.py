@@ -1,6 +1,5 @@
 """The results of a final job as tables for people: means, spreads, and what is within noise."""
 
-import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ METRICS = ("mAP@all", "Prec@100")
 TITLE = "Unseen classes, mAP@all / Prec@100"
 NOISE = 0.05
 """Differences that chance alone makes this often, or more often, count as noise."""
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def final_notes(
     if len(variants) > 1:
         notes.append(
             f"difference: to {variants[0]}; ~ is within the noise of the seeds "
-            f"(Welch's t-test, p ≥ {NOISE:g}), ? has too few seeds to tell"
+            f"(t-test, paired where they are the same, p ≥ {NOISE:g}), ? has too few to tell"
         )
     if not all(official.values()):
         notes.append("the paper's numbers compare only with the complete official data sets")
@@ -210,24 +210,35 @@ def _variants(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row.get("variant", "") for row in rows))
 
 
-def within_noise(some: Sequence[float], others: Sequence[float]) -> bool | None:
+def within_noise(some: Mapping[int, float], others: Mapping[int, float]) -> bool | None:
     """Whether two means differ by no more than the spread of their seeds lets expect.
 
+    Trainings of one seed meet the same pictures in the same order under the same moves, and start
+    from the same new weights, so that much of what a seed does is common to all variants. Where
+    both sides have the same seeds, the differences of each are tested, and else the two means.
+
     Args:
-        some: values of several seeds.
-        others: values of several seeds, of another variant.
+        some: values by seed.
+        others: values by seed, of another variant.
 
     Returns:
-        True where Welch's two-sided t-test gives p >= `NOISE`; None where either has one value
-        only, so that nobody can tell.
+        True where a two-sided t-test, paired or Welch's, gives p >= `NOISE`; None where either has
+        one value only, so that nobody can tell.
     """
     from scipy import stats
 
     if min(len(some), len(others)) < 2:
         return None
-    if max(statistics.pstdev(some), statistics.pstdev(others)) == 0:
-        return statistics.mean(some) == statistics.mean(others)
-    return bool(stats.ttest_ind(some, others, equal_var=False).pvalue >= NOISE)
+    paired = some.keys() == others.keys()
+    one, other = list(some.values()), list(others.values())
+    differences = [value - others[seed] for seed, value in some.items()] if paired else []
+    spreads = [differences] if paired else [one, other]
+    if max(map(statistics.pstdev, spreads)) < _ROUNDING:
+        return abs(statistics.mean(one) - statistics.mean(other)) < _ROUNDING
+    found = (
+        stats.ttest_1samp(differences, 0) if paired else stats.ttest_ind(*spreads, equal_var=False)
+    )
+    return bool(found.pvalue >= NOISE)
 
 
 def _pick(rows: Sequence[Row], codes: str, protocol: str, once: bool) -> list[list[Row]]:
@@ -255,10 +266,10 @@ def _cell(rows: list[Row]) -> str:
 
 
 def _difference(rows: list[Row], first: list[Row]) -> str:
-    some, others = ([row["value"] for row in side] for side in (rows, first))
+    some, others = ({row["seed"]: row["value"] for row in side} for side in (rows, first))
     if not some or not others:
         return ""
-    by = math.fsum(some) / len(some) - math.fsum(others) / len(others)
+    by = statistics.fmean(some.values()) - statistics.fmean(others.values())
     mark = {True: " ~", False: "", None: " ?"}[within_noise(some, others)]
     return f"{by:+.3f}{mark}"
 
