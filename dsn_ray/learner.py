@@ -30,6 +30,21 @@ LOSSES = (*LossTerms._fields, "total")
 """The values of a step, by place: the four losses and their weighted sum."""
 
 
+def losses_by_name(values: Tensor) -> dict[str, float]:
+    """What the steps of all ranks came to; every rank calls this, and waits for the others.
+
+    Args:
+        values: `[5]` in the order of `LOSSES`.
+
+    Returns:
+        Their means over the ranks, by name.
+    """
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        values = values / dist.get_world_size()
+        dist.all_reduce(values)
+    return dict(zip(LOSSES, values.tolist(), strict=True))
+
+
 class Learner:
     """What training carries from step to step; it saves and loads itself.
 
@@ -102,8 +117,8 @@ class Learner:
         """Takes one optimisation step on this rank's part of a batch.
 
         Returns:
-            `[5]` this rank's values in the order of `LOSSES`, on the device: a GPU may still be at
-            work on them, and goes on so while the next batch is got ready.
+            `[5]` this rank's values in the order of `LOSSES`, on the device, which who reads them
+            waits for.
         """
         self.network.train()
         terms = self.losses(batch)
@@ -226,14 +241,3 @@ class _Gather(torch.autograd.Function):
         total = gradients[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total.chunk(dist.get_world_size())[dist.get_rank()]
-
-
-def losses_by_name(values: Tensor) -> dict[str, float]:
-    """What the steps of all ranks came to: `[5]`, as `Learner.step` gives it, averaged over ranks.
-
-    Every rank calls this, and waits for its device and for the others.
-    """
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        values = values / dist.get_world_size()
-        dist.all_reduce(values)
-    return dict(zip(LOSSES, values.tolist(), strict=True))

@@ -10,7 +10,7 @@ from dsn_ray.space import describe
 if TYPE_CHECKING:
     from dsn_ray.data.catalog import Domain, Source
     from dsn_ray.room import Shape
-    from dsn_ray.sweep import Sweep
+    from dsn_ray.sweep import Part, Sweep
 
 _SIZES = ("loss.lambda1", "memory.k", "network.dim")  # what work or checkpoints grow with
 _BYTES_PER_PARAMETER = 4 * 3  # itself and Adam's two moments, float32
@@ -40,7 +40,7 @@ class Stage:
     each_more: int = 0
 
 
-def plan(sweep: "Sweep", shape: "Shape", final_only: bool = False) -> list[Stage]:
+def plan(sweep: "Sweep", shape: "Shape", part: "Part" = "all") -> list[Stage]:
     """The stages of a sweep: its search, and its final job on each data set.
 
     Raises:
@@ -49,14 +49,14 @@ def plan(sweep: "Sweep", shape: "Shape", final_only: bool = False) -> list[Stage
     from dsn_ray.sweeping import check
 
     found = {name: locate(name, root) for name, root in sweep.data}
-    check(sweep, found, shape.workers or 1, final_only)
+    check(sweep, found, shape.workers or 1, part)
     greatest = {
         name: max(parameter.extremes())
         for name, parameter in sweep.space.parameters.items()
         if name in _SIZES
     }
     stages = []
-    if sweep.space.parameters and not final_only:
+    if sweep.space.parameters and part != "final":
         name, config = next(sweep.configs())
         config = config.with_settings(greatest)
         size = _checkpoint_bytes(config, len(found[name].seen_classes))
@@ -75,6 +75,8 @@ def plan(sweep: "Sweep", shape: "Shape", final_only: bool = False) -> list[Stage
                 0 if shape.concurrent else running,
             )
         )
+    if part == "search":
+        return stages
     several = sweep.space.final.settings == "all" and not sweep.space.variants
     best: list[dict[str, Any]] = [{}] * (sweep.trials if several else 1)
     for label, settings, configs in sweep.finalists(best):
@@ -110,7 +112,7 @@ def _merged(stages: list[Stage]) -> list[Stage]:
     return list(merged.values())
 
 
-def print_plan(sweep: "Sweep", shape: "Shape", final_only: bool = False) -> None:
+def print_plan(sweep: "Sweep", shape: "Shape", part: "Part" = "all") -> None:
     """Prints the stages, what they add up to, and what is searched; starts nothing.
 
     Raises:
@@ -120,7 +122,7 @@ def print_plan(sweep: "Sweep", shape: "Shape", final_only: bool = False) -> None
 
     from dsn_ray.runtime import people_console
 
-    stages = plan(sweep, shape, final_only)
+    stages = plan(sweep, shape, part)
     console = people_console()
     table = Table("what", "trainings", "epochs each", "pictures per epoch", "views", "checkpoints")
     for stage in stages:
@@ -144,7 +146,7 @@ def print_plan(sweep: "Sweep", shape: "Shape", final_only: bool = False) -> None
         f"in {views:,} views; checkpoints take at most {room:,.0f} MiB"
         + (f", and {more:,.0f} MiB for each further trial at a time." if more else ".")
     )
-    if sweep.space.parameters and not final_only:
+    if sweep.space.parameters and part != "final":
         console.print(f"The search tries {sweep.tries}:")
         for line in _searched(sweep):
             console.print(f"  {line}", soft_wrap=True)

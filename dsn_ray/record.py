@@ -103,7 +103,7 @@ class RunRecord:
         folder: the run's.
         config: contents of `config.yaml`.
         trials: of the search, by number and seed.
-        epochs: of all trainings, as they ended.
+        epochs: of all trainings, as they were reported.
         sessions: the processes that ran it.
         final: contents of `final.json`, or of what is there of it.
         finished: whether nothing is missing.
@@ -118,6 +118,12 @@ class RunRecord:
     final: dict[str, Any]
     finished: bool
     details: list[Path]
+
+    @property
+    def last_epochs(self) -> list[dict[str, Any]]:
+        """Each epoch of each training once: one that is resumed reports its last epoch again."""
+        last = {(line["training"], line["epoch"]): line for line in self.epochs}
+        return [line for _, line in sorted(last.items(), key=lambda item: item[0])]
 
 
 def read_run(folder: Path) -> RunRecord:

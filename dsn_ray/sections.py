@@ -191,10 +191,9 @@ def _surface(
 
 def _learning(run: RunRecord, album: Album) -> Iterator[Section]:
     """Learning curves of the trials and of the final trainings."""
-    last = {(line["training"], line["epoch"]): line for line in run.epochs}
     trainings: dict[str, list[dict[str, Any]]] = {}
-    for (training, _), line in sorted(last.items()):
-        trainings.setdefault(training, []).append(line)
+    for line in run.last_epochs:
+        trainings.setdefault(line["training"], []).append(line)
     cut = {
         f"trial {trial['number']}, seed {trial['seed']}"
         for trial in run.trials
@@ -306,16 +305,16 @@ def _in_order(run: RunRecord, variants: Iterable[str]) -> list[str]:
 
 def _what_ran(run: RunRecord, album: Album) -> Iterator[Section]:
     """Data, machine, versions and time."""
-    config = run.config["config"]
+    config, epochs = run.config["config"], run.last_epochs
     rows = [
         ("data", ", ".join(run.config["data"])),
         ("backbone", f"{config['network']['backbone']} at {config['data']['px']} px"),
         ("embedding", f"{config['network']['dim']} numbers"),
-        ("epochs", f"{config['train']['epochs']} a training, {len(run.epochs)} in all"),
+        ("epochs", f"{config['train']['epochs']} a training, {len(epochs)} in all"),
     ]
-    if run.epochs:
-        seconds = sum(line["seconds"] for line in run.epochs)
-        waiting = sum(line["seconds"] * line["waiting_for_data"] for line in run.epochs)
+    if epochs:
+        seconds = sum(line["seconds"] for line in epochs)
+        waiting = sum(line["seconds"] * line["waiting_for_data"] for line in epochs)
         rows.append(
             (
                 "time in training",

@@ -3,13 +3,15 @@
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from dsn_ray.config import Config, layered
 from dsn_ray.errors import UserError
 from dsn_ray.space import Space, describe
 
 Data = tuple[str, str | None]
+Part = Literal["all", "search", "final"]
+"""What of a sweep is run: both its search and its final job, or one of them."""
 
 
 EMBEDDED: tuple[Data, ...] = (("openmoji-nature", None), ("openmoji-things", None))
@@ -19,6 +21,17 @@ EMBEDDED_TRIALS = 8
 
 
 SEEDS = 3
+
+
+def part_of(search_only: bool, final_only: bool) -> Part:
+    """What these options ask for.
+
+    Raises:
+        UserError: If they exclude each other.
+    """
+    if search_only and final_only:
+        raise UserError("search_only and final_only exclude each other.")
+    return "search" if search_only else "final" if final_only else "all"
 
 
 @dataclass(frozen=True)

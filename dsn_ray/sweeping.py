@@ -1,8 +1,10 @@
 """Runs a sweep: the search with Ray Tune and Optuna, then the final job on every data set."""
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,7 @@ from dsn_ray.config import OBJECTIVE, Config
 from dsn_ray.errors import UserError
 from dsn_ray.runs import Run, alone, resumable, resumed, run_folder, save_settings
 from dsn_ray.space import Space, describe
-from dsn_ray.sweep import EMBEDDED, Sweep, is_embedded, make_sweep
+from dsn_ray.sweep import EMBEDDED, Part, Sweep, is_embedded, make_sweep, part_of
 from dsn_ray.yaml_files import Place
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ def run_sweep(
     seeds: int | None = None,
     storage: str | None = None,
     resume: bool = False,
+    search_only: bool = False,
     final_only: bool = False,
     allow_changed: bool = False,
     **shape: Any,
@@ -54,6 +57,7 @@ def run_sweep(
             says, else 3, or 1 on the embedded data.
         storage: folder or URL that holds runs; None for `runs` in the working folder.
         resume: go on with the run of that name, given what it was given.
+        search_only: no final job; `resume` with `final_only` is that, a driver of its own.
         final_only: with `resume`, no more trials.
         allow_changed: with `resume`, go on although something else is given.
         shape: fields of `dsn_ray.room.Shape`.
@@ -73,6 +77,7 @@ def run_sweep(
     """
     from dsn_ray.room import Shape
 
+    part = part_of(search_only, final_only)
     space.check(Config(), Place("space"))
     own = config.unlike(Config()) if config else {}
     places = cli.as_data(data)
@@ -80,42 +85,55 @@ def run_sweep(
     if not resume:
         if final_only or allow_changed:
             raise UserError("final_only and allow_changed go with resume=True.")
-        return start(sweep, name, "sweep", storage, Shape(**shape))
+        return start(sweep, name, "sweep", storage, Shape(**shape), part)
     run, sweep = resumed(name, storage, allow_changed, Sweep.parse, lambda _: sweep)
-    go_on(sweep, run, Shape(**shape), final_only)
+    go_on(sweep, run, Shape(**shape), part)
     return run.folder
 
 
-def start(sweep: Sweep, name: str | None, stem: str, storage: str | None, shape: "Shape") -> Path:
+def start(
+    sweep: Sweep,
+    name: str | None,
+    stem: str,
+    storage: str | None,
+    shape: "Shape",
+    part: Part = "all",
+) -> Path:
     """Runs a sweep in a folder of its own, and returns that."""
     with run_folder(name, stem, storage) as run:
         save_settings(sweep, run)
-        go_on(sweep, run, shape)
+        go_on(sweep, run, shape, part)
     return run.folder
 
 
-def go_on(sweep: Sweep, run: Run, shape: "Shape", final_only: bool = False) -> None:
+def go_on(sweep: Sweep, run: Run, shape: "Shape", part: Part = "all") -> None:
     """Runs or resumes a sweep in its folder."""
-    with resumable("dsn_ray.tune", run, shape, ["--final-only"] * final_only), alone(run):
-        _sweep(sweep, run, shape, final_only)
+    options = [] if part == "all" else [f"--{part}-only"]
+    with resumable("dsn_ray.tune", run, shape, options), alone(run):
+        _sweep(sweep, run, shape, part)
 
 
 def check(
-    sweep: Sweep, found: "Mapping[str, Source | Shards]", workers: int, final_only: bool = False
+    sweep: Sweep,
+    found: "Mapping[str, Source | Shards]",
+    workers: int,
+    part: Part = "all",
 ) -> None:
-    """Checks every kind of training that the sweep has, or its final job alone.
+    """Checks every kind of training that the sweep, or that part of it, has.
 
     Raises:
         UserError: If one of them cannot be.
     """
     from dsn_ray.training import check_fits
 
-    searched = sweep.data[0][0] if sweep.space.parameters and not final_only else None
+    if part == "search" and sweep.space.variants:
+        raise UserError("--search-only: this space compares variants and has no search.")
+    searched = sweep.data[0][0] if sweep.space.parameters and part != "final" else None
     for name, config in sweep.configs():
         check_fits(config, found[name].seen_classes, workers, validate=name == searched)
 
 
-def _sweep(sweep: Sweep, run: Run, shape: "Shape", final_only: bool) -> None:
+def _sweep(sweep: Sweep, run: Run, shape: "Shape", part: Part) -> None:
     from dsn_ray.data.shards import locate
     from dsn_ray.final import FinalResults, candidates_of, final_job
     from dsn_ray.record import session
@@ -128,18 +146,18 @@ def _sweep(sweep: Sweep, run: Run, shape: "Shape", final_only: bool) -> None:
     from dsn_ray.training import check_weights
 
     found = {name: locate(name, root) for name, root in sweep.data}
-    check(sweep, found, shape.workers or 1, final_only)
+    check(sweep, found, shape.workers or 1, part)
     for _, config in sweep.configs():
         check_weights(config)
     journal = run.folder / STUDY
-    if final_only and not sweep.space.variants and not journal.exists():
+    if part == "final" and not sweep.space.variants and not journal.exists():
         raise UserError("--final-only: no trial of this run has come to its end.")
     random_weights = sweep.config.network.weights == "none"
     with cli.quiet_log("ray", run.folder) as console:
         with ray_cluster() as dashboard, session(run.folder, cluster_size()):
             console.print(f"Ray dashboard: {dashboard}", soft_wrap=True)
             check_storage_reaches_all(run.storage)
-            fits = partial(check, sweep, found, final_only=final_only)
+            fits = partial(check, sweep, found, part=part)
             resources = allot(shape, console, fits)
             room = (
                 partial(int, shape.concurrent) if shape.concurrent else partial(room_for, resources)
@@ -155,18 +173,18 @@ def _sweep(sweep: Sweep, run: Run, shape: "Shape", final_only: bool) -> None:
                     f"{sweep.config.network.backbone}.",
                     soft_wrap=True,
                 )
-            if sweep.space.parameters and not final_only:
+            if sweep.space.parameters and part != "final":
                 console.print(f"The search tries {sweep.tries}.")
             if random_weights:
                 console.print(cli.RANDOM_WEIGHTS)
             shelf = Shelf(found, dict(sweep.data), console)
-            for name, config in sweep.configs():
+            for name, config in islice(sweep.configs(), 1 if part == "search" else None):
                 shelf.data(name, config)
             results = FinalResults(run.folder / "final.json")
             results.reopen()
             tried: list[dict[str, Any]] = []
             if not sweep.space.variants:
-                if final_only:
+                if part == "final":
                     study = open_study(journal, sweep.space.sampler)
                 else:
                     data = shelf.data(*next(sweep.configs()))
@@ -175,13 +193,19 @@ def _sweep(sweep: Sweep, run: Run, shape: "Shape", final_only: bool) -> None:
                 if results.setting is None:
                     raise UserError("--final-only: no trial of this run has come to its end.")
                 console.print(f"Best setting: {describe(results.setting)}")
+                if part == "search":
+                    command = ["python", "-m", "dsn_ray.tune", "--resume", *run.options]
+                    console.print(
+                        f"The final job: {shlex.join([*command, '--final-only'])}", soft_wrap=True
+                    )
                 every = sweep.space.final.settings == "all"
                 tried = settings_tried(study) if every else [results.setting]
             candidates = candidates_of(sweep.finalists(tried), dict(sweep.data), sweep.seeds)
             failure = None
             try:
-                final_job(candidates, shelf, resources, room, run.storage, results, console)
-                results.finish()
+                if part != "search":
+                    final_job(candidates, shelf, resources, room, run.storage, results, console)
+                    results.finish()
             except Exception as error:  # what is there is shown all the same
                 failure = error
             finally:
@@ -202,7 +226,7 @@ def _sweep(sweep: Sweep, run: Run, shape: "Shape", final_only: bool) -> None:
         console.print(str(run.folder), soft_wrap=True)
         if failure is not None:
             raise failure
-        if results.diverged:
+        if results.diverged and part != "search":
             first = results.diverged[0]
             raise UserError(
                 f"{len(results.diverged)} of {len(candidates)} final trainings diverged; the "
@@ -274,7 +298,7 @@ def _search(
         )
     if progress.stopped_early:
         console.print(
-            f"{progress.stopped_early} trials were stopped early: {progress.epochs_run} epochs "
+            f"Trials stopped early: {progress.stopped_early}; {progress.epochs_run} epochs "
             f"were run instead of {planned * epochs}."
         )
     if best_setting(study) is not None:

@@ -37,6 +37,7 @@ TITLE = "Unseen classes, mAP@all / Prec@100"
 NOISE = 0.05
 """Differences that chance alone makes this often, or more often, count as noise."""
 _ROUNDING = 1e-12
+"""Spreads below are those of equal values."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,8 @@ def final_notes(
     if len(variants) > 1:
         notes.append(
             f"difference: to {variants[0]}; ~ is within the noise of the seeds "
-            f"(t-test, paired where they are the same, p ≥ {NOISE:g}), ? has too few to tell"
+            f"(t-test, paired where both have the same seeds, p ≥ {NOISE:g}), ? has too few seeds "
+            "to tell"
         )
     if not all(official.values()):
         notes.append("the paper's numbers compare only with the complete official data sets")
@@ -213,9 +215,9 @@ def _variants(rows: Sequence[Row]) -> list[str]:
 def within_noise(some: Mapping[int, float], others: Mapping[int, float]) -> bool | None:
     """Whether two means differ by no more than the spread of their seeds lets expect.
 
-    Trainings of one seed meet the same pictures in the same order under the same moves, and start
-    from the same new weights, so that much of what a seed does is common to all variants. Where
-    both sides have the same seeds, the differences of each are tested, and else the two means.
+    A seed decides the order of pictures, their moves and the new weights, so that much of what it
+    does is common to variants that differ in their losses alone. Where both sides have the same
+    seeds, the differences of each are tested, and else the two means.
 
     Args:
         some: values by seed.
@@ -229,16 +231,13 @@ def within_noise(some: Mapping[int, float], others: Mapping[int, float]) -> bool
 
     if min(len(some), len(others)) < 2:
         return None
-    paired = some.keys() == others.keys()
-    one, other = list(some.values()), list(others.values())
-    differences = [value - others[seed] for seed, value in some.items()] if paired else []
-    spreads = [differences] if paired else [one, other]
+    same = some.keys() == others.keys()
+    one, other = ([side[seed] for seed in sorted(side)] for side in (some, others))
+    spreads = [[a - b for a, b in zip(one, other, strict=True)]] if same else [one, other]
     if max(map(statistics.pstdev, spreads)) < _ROUNDING:
         return abs(statistics.mean(one) - statistics.mean(other)) < _ROUNDING
-    found = (
-        stats.ttest_1samp(differences, 0) if paired else stats.ttest_ind(*spreads, equal_var=False)
-    )
-    return bool(found.pvalue >= NOISE)
+    test = stats.ttest_rel(one, other) if same else stats.ttest_ind(one, other, equal_var=False)
+    return bool(test.pvalue >= NOISE)
 
 
 def _pick(rows: Sequence[Row], codes: str, protocol: str, once: bool) -> list[list[Row]]:

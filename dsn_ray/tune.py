@@ -41,7 +41,11 @@ def _arguments() -> argparse.ArgumentParser:
         "--seeds", type=int, metavar="N", help="of the final job (3, on the embedded data 1)"
     )
     cli.add_run_arguments(parser)
-    parser.add_argument(
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument(
+        "--search-only", action="store_true", help="no final job; --resume --final-only is that"
+    )
+    part.add_argument(
         "--final-only", action="store_true", help="with --resume: the final job, no more trials"
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would run, start nothing")
@@ -87,9 +91,10 @@ def main(arguments: list[str] | None) -> None:
     """Runs the command."""
     parsed = _arguments().parse_args(arguments)
     from dsn_ray.runs import find_run, resumed
-    from dsn_ray.sweep import Sweep
+    from dsn_ray.sweep import Sweep, part_of
     from dsn_ray.sweeping import go_on, start
 
+    part = part_of(parsed.search_only, parsed.final_only)
     shape = cli.shape_of(parsed)
     for option in ("trials", "seeds"):
         value = getattr(parsed, option)
@@ -110,11 +115,11 @@ def main(arguments: list[str] | None) -> None:
 
         if parsed.name:
             find_run(parsed.name, parsed.storage)
-        print_plan(sweep, shape, parsed.final_only)
+        print_plan(sweep, shape, part)
     elif parsed.resume:
-        go_on(sweep, run, shape, parsed.final_only)
+        go_on(sweep, run, shape, part)
     else:
-        start(sweep, parsed.name, parsed.space.stem, parsed.storage, shape)
+        start(sweep, parsed.name, parsed.space.stem, parsed.storage, shape, part)
 
 
 if __name__ == "__main__":

@@ -169,6 +169,22 @@ def test_a_final_training_that_diverges_is_taken_down_and_the_others_are_there(
     assert "epoch 1/2" not in said.out
 
 
+@pytest.mark.slow
+def test_the_final_job_may_be_one_of_its_own_with_other_workers(here, attached, drawings, capfd):
+    given = ["--space", "space.yaml", "--data", f"folder:toy={drawings}", "--smoke-test"]
+    assert tune.main([*given, "--name", "two", "--workers", "1", "--search-only"]) == 0
+    run = here / "runs" / "two"
+    assert not (run / "final.json").exists()
+    said = capfd.readouterr().out
+    command = "python -m dsn_ray.tune --resume --name two --final-only"
+    assert f"The final job: {command}" in said.splitlines()
+    trials = (run / "trials.jsonl").read_text()
+    assert tune.main([*command.split()[3:], "--workers", "2"]) == 0
+    assert "each on 2 workers" in " ".join(capfd.readouterr().out.split())
+    assert len(json.loads((run / "final.json").read_text())["rows"]) == 8
+    assert (run / "trials.jsonl").read_text() == trials
+
+
 def test_one_training_and_its_checkpoint(here, attached, drawings, capfd, monkeypatch):
     monkeypatch.setattr(Resources, "decoders", 1)  # as beside a GPU
     data = ["--data", f"folder:toy={drawings}"]

@@ -57,6 +57,13 @@ def test_a_dry_run_starts_and_leaves_nothing(drawings, tmp_path, monkeypatch, ca
     assert not list(tmp_path.iterdir())
 
 
+def test_a_dry_run_is_of_the_part_that_is_asked_for(drawings, capsys):
+    space = ["--space", str(SPACES / "lambdas.yaml"), "--data", f"folder:toy={drawings}"]
+    space += ["--set", "data.validation_classes=2", "--dry-run"]
+    assert tune.main([*space, "--search-only"]) == 0
+    assert "Altogether at most 24 trainings" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_dry_run_refuses_what_the_run_refuses(drawings, capsys):
     space = ["--space", str(SPACES / "lambdas.yaml"), "--data", f"folder:toy={drawings}"]
     assert tune.main([*space, "--dry-run"]) == 2

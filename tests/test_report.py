@@ -113,6 +113,15 @@ def test_a_run_with_everything_has_every_section_and_needs_nothing_else(run):
     assert "PARTIAL" not in page
 
 
+def test_an_epoch_that_a_resumed_training_reports_again_counts_once(run):
+    folder = run(2, ablation(), [])
+    lines = (folder / "epochs.jsonl").read_text().splitlines(keepends=True)
+    (folder / "epochs.jsonl").write_text("".join([*lines, lines[0]]))
+    page = write_report(folder).read_text()
+    assert f"a training, {len(lines)} in all" in page
+    assert f"{len(lines) * 30 // 60} min 0 s, 50% of it waiting" in page
+
+
 def test_every_picture_is_a_file_too_and_every_plot_has_its_numbers(run):
     folder = run(8, ablation(), [{"dataset": "sketchy", "variant": "both", "seed": 0}])
     page = write_report(folder).read_text()

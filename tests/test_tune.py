@@ -185,8 +185,10 @@ def test_where_variants_are_compared_nothing_is_searched(drawings):
     compared = _asked(_arguments().parse_args([*variants, *data]))
     found = {name: locate(name, root) for name, root in compared.data}
     check(compared, found, workers=1)
+    with pytest.raises(UserError, match="--search-only: this space compares variants"):
+        check(compared, found, workers=1, part="search")
     searched = _asked(_arguments().parse_args(["--space", "search_spaces/lambdas.yaml", *data]))
-    check(searched, found, workers=1, final_only=True)
+    check(searched, found, workers=1, part="final")
     with pytest.raises(UserError, match=r"data\.validation_classes=10 leaves 0 of 5"):
         check(searched, found, workers=1)
 

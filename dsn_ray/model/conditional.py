@@ -41,9 +41,10 @@ def pooled(x: Tensor) -> Tensor:
     """The mean over all places of ``x [N, C, H, W]``, ``[N, C]``.
 
     It sums first: the gradient of ``mean`` writes out a whole map of equal values, in another
-    memory order than channels last, which the unit's gradient is then added to.
+    memory order than channels last, which the unit's gradient is then added to. So would that of a
+    sum in fp32, which autocast makes of it on a GPU where no type is given.
     """
-    return x.sum((2, 3)) / (x.shape[2] * x.shape[3])
+    return x.sum((2, 3), dtype=x.dtype) / (x.shape[2] * x.shape[3])
 
 
 class ConditionalSqueezeExcite(nn.Module):
