@@ -1,17 +1,14 @@
 """The training step on one GPU: what each switch gains, what waits for data, how near the peak.
 
-    python -m benchmarks.gpu SHARDS [--weights FILE] [--train]
+    python -m benchmarks.gpu SHARDS [--weights FILE] [--steps N] [--backbone NAME] [--px N]
 
 SHARDS is a folder that `python -m dsn_ray.prepare` made. Ray is not needed: torch, pyarrow, Pillow,
 pydantic, PyYAML and threadpoolctl are. The plain steps are the same network, losses and optimiser
-on one batch that lies on the device; the teacher's logits are zeros there, which cost a step the
-same. With `--train` a whole training is run instead, its teacher asked in each step, and the unseen
-classes are rated.
+on one batch that lies on the device. The teacher's logits are zeros, which cost a step the same.
 """
 
 import argparse
 import itertools
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,10 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dsn_ray.config import Config
 from dsn_ray.data.batch import AUGMENTED_VIEWS, Batch, Draws
-from dsn_ray.data.semantics import mask_rows
 from dsn_ray.data.views import decode, draw_views, random_views
 from dsn_ray.learner import Learner
-from dsn_ray.model import Teacher, build_network
+from dsn_ray.model import build_network
 from dsn_ray.objective import (
     LossTerms,
     MemoryBank,
@@ -38,7 +34,6 @@ from dsn_ray.objective import (
     dsn_loss,
     semantic_distillation_loss,
 )
-from dsn_ray.retrieval import evaluate_features
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SWITCHES: dict[str, dict[str, Any]] = {
@@ -56,7 +51,6 @@ SWITCHES: dict[str, dict[str, Any]] = {
         "speed.compile": True,
     },
 }
-TRAINING = SWITCHES["bf16, fused Adam, views on the device"]
 DOMAINS = ("sketch", "photo")
 
 
@@ -108,14 +102,11 @@ def batches(seen: Mapping[str, Pictures], config: Config, steps: int) -> Iterato
         yield Batch(sketches, theirs, photos, its, torch.zeros(len(photos), 1000), *draws)
 
 
-def learner(config: Config, classes: int, steps: int, mask: torch.Tensor | None = None) -> Learner:
-    """A new one on the device; one with a mask asks the teacher in each step."""
+def learner(config: Config, classes: int) -> Learner:
+    """A new one on the device."""
     torch.manual_seed(config.train.seed)
     network = build_network(config.network, classes).to(DEVICE)
-    if mask is None:
-        return Learner(network, config, torch.zeros(classes, 1000), steps)
-    teacher = Teacher.from_config(config.network)
-    return Learner(network, config, mask, steps, teacher=teacher)
+    return Learner(network, config, torch.zeros(classes, 1000), total_steps=10_000)
 
 
 def plain_step(config: Config, classes: int, batch: Batch, precision: str) -> Callable[[], None]:
@@ -186,37 +177,6 @@ def peak() -> float:
     return 2 * side**3 / seconds_of(lambda: a @ a, 20)
 
 
-def train(shards: Path, config: Config) -> None:
-    """The whole training, and what it comes to on the unseen classes."""
-    started = _now()
-    seen = seen_pictures(shards, config)
-    sizes = (config.data.sketches_per_batch, config.data.photos_per_batch)
-    each = min(len(side) // size for side, size in zip(seen.values(), sizes, strict=True))
-    steps = config.train.epochs * each
-    about = json.loads((shards / "manifest.json").read_text(encoding="utf-8"))
-    mask = torch.from_numpy(mask_rows(about["semantics"], about["seen_classes"]))
-    learning = learner(config, len(mask), steps, mask)
-    for batch in batches(seen, config, steps):
-        learning.step(batch._replace(teacher_logits=None))
-    trained = _now()
-    features: list[Any] = []
-    network = learning.network.eval()
-    for flag, domain in enumerate(DOMAINS):
-        pictures = Pictures(shards, "unseen", domain, config, 0)
-        with torch.inference_mode():
-            parts = [
-                network.embed(plain.to(DEVICE), torch.full((len(plain),), flag, device=DEVICE))
-                for _, plain in DataLoader(pictures, 256, num_workers=os.cpu_count() or 1)
-            ]
-        features += [torch.cat(parts).float().cpu().numpy(), pictures.labels]
-    for row in evaluate_features(*features):
-        print(f"{row['codes']} {row['protocol']} {row['metric']}: {row['value']:.3f}")
-    print(
-        f"{config.train.epochs} epochs of {each} steps in {trained - started:.0f} s, rated in "
-        f"{_now() - trained:.0f} s"
-    )
-
-
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -225,20 +185,14 @@ def main() -> None:
     parser.add_argument("--backbone", default="cse_resnet50")
     parser.add_argument("--px", type=int, default=224)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--train", action="store_true")
     parsed = parser.parse_args()
     config = Config().with_settings(
         {
             "network.backbone": parsed.backbone,
             "network.weights": parsed.weights,
             "data.px": parsed.px,
-            "train.epochs": parsed.epochs,
         }
     )
-    if parsed.train:
-        train(parsed.shards, config.with_settings(TRAINING))
-        return
     pictures = config.data.sketches_per_batch + config.data.photos_per_batch
     seen = seen_pictures(parsed.shards, config)
     classes = 1 + max(int(side.labels.max()) for side in seen.values())
@@ -259,7 +213,7 @@ def main() -> None:
     del plain
     for name, settings in SWITCHES.items():
         switched = config.with_settings(settings)
-        learning = learner(switched, classes, 10_000)
+        learning = learner(switched, classes)
         stream = batches(seen_pictures(parsed.shards, switched), switched, parsed.steps + 3)
         took, waiting = fed(learning, stream, parsed.steps)
         _row(name, pictures, took, f"{waiting:.3f}", work / most)

@@ -1,15 +1,13 @@
-"""Every variant and seed of a space file on one GPU, one after another, without Ray.
+"""The variants and seeds of `search_spaces/ablation_gpu.yaml` on one GPU, without Ray.
 
-    python -m benchmarks.gpu_ablation SHARDS [--space FILE] [--weights FILE] [--json OUT]
+    python -m benchmarks.gpu_ablation SHARDS [--seeds N ...] [--json OUT] [--set NAME=VALUE ...]
+    python -m benchmarks.gpu_ablation --table OUT ...
 
 SHARDS is a folder that `python -m dsn_ray.prepare` made. The trainings are the library's: its
 network, losses, views on the device and rating. Only what Ray does is left out: all pictures lie on
-the device, decoded once, and the teacher has judged them once. The table is that of a final job,
-printed after each seed.
-
-On a large GPU one training is often waiting for its own CPU: several of these commands beside each
-other, each with its own `--seeds` and `--json`, take less time, and `--table` makes one table of
-their files.
+the device, decoded once, the teacher has judged them once, and one training follows the other. The
+table is that of a final job, printed after each seed. `--table` makes one of what several of these
+commands have kept.
 """
 
 import argparse
@@ -35,6 +33,7 @@ from dsn_ray.model import DsnNetwork, Teacher, build_network
 from dsn_ray.rating import Row
 from dsn_ray.retrieval import evaluate_features
 from dsn_ray.space import load_space
+from dsn_ray.sweep import SEEDS
 from dsn_ray.tables import final_table
 
 SPACE = Path(__file__).parents[1] / "search_spaces" / "ablation_gpu.yaml"
@@ -144,21 +143,20 @@ class Ablation:
 def main() -> None:
     """Prints the table after each seed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("shards", type=Path, help="with --table, the folder of the files")
-    parser.add_argument("--space", type=Path, default=SPACE)
-    parser.add_argument("--weights", help="file with ImageNet weights, or none")
-    parser.add_argument("--seeds", type=int, nargs="*", help="instead of the space's own")
+    parser.add_argument("shards", type=Path, nargs="?")
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the space's own")
     parser.add_argument("--json", type=Path, help="keep the rows there")
-    parser.add_argument("--table", action="store_true", help="of what --json has kept")
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--table", type=Path, nargs="+", metavar="OUT")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE")
     parsed = parser.parse_args()
-    space = load_space(parsed.space)
+    space = load_space(SPACE)
     if parsed.table:
-        _print_kept(parsed.shards, list(space.variants))
+        _print_kept(parsed.table, list(space.variants))
         return
     given = dict(one.split("=", 1) for one in parsed.set)
-    weights = {"network.weights": parsed.weights} if parsed.weights else {}
-    config = Config().with_settings({**space.set, **weights, **given})
+    config = Config().with_settings({**space.set, **given})
+    if parsed.shards is None:
+        parser.error("SHARDS or --table is needed.")
 
     started = time.perf_counter()
     ablation = Ablation(parsed.shards, config)
@@ -167,7 +165,7 @@ def main() -> None:
     untrained = [{**row, **about} for row in before]
     print(f"ready after {time.perf_counter() - started:.0f} s", flush=True)
     rows: list[Row] = []
-    for seed in parsed.seeds or range(space.final.seeds or 1):
+    for seed in parsed.seeds or range(space.final.seeds or SEEDS):
         for variant, settings in space.variants.items():
             entered = time.perf_counter()
             network = ablation.train(config.with_settings({**settings, "train.seed": seed}))
@@ -189,9 +187,8 @@ def _print(rows: list[Row], untrained: list[Row]) -> None:
     Console(width=140).print(final_table(rows, untrained, official, random_weights=False))
 
 
-def _print_kept(folder: Path, variants: list[str]) -> None:
-    """The table of several commands' files."""
-    kept = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+def _print_kept(files: list[Path], variants: list[str]) -> None:
+    kept = [json.loads(file.read_text()) for file in files]
     rows = [row for one in kept for row in one["rows"]]
     rows.sort(key=lambda row: (variants.index(row["variant"]), row["seed"]))
     _print(rows, kept[0]["untrained"])

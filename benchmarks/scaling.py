@@ -46,7 +46,7 @@ BYTES_OF_A_PICTURE = 12_400  # of a shard, 256 px
 START = 11.0  # seconds of a trial before its first step, of benchmarks.overhead
 AFTER_EPOCH = 10.0  # seconds: validation of 12,000 pictures and a checkpoint, assumed
 SECONDS_OF_VIEWS = 4.2e-3  # of a CPU for a picture's decoding and three views, of benchmarks.data
-MEMORY_OF_A_TRIAL = 0.5  # GiB of its process and of Train's three helpers, on the head
+MEMORY_OF_A_TRIAL = 0.5  # GiB of its processes beside the workers, on the head
 
 
 @dataclass(frozen=True)
