@@ -29,6 +29,7 @@
     rating.py       unseen pictures -> features -> metrics, as a Ray Data job
     gallery.py      a folder of photos to search
     web.py          the page to draw on and its search; its files are in page/
+    batches.py      what its people draw, many at a time for the network
     figures.py      pictures of what a search finds
     sweeping.py     running it: the search, then the final job
     training.py     one training on Ray Train

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from dsn_ray.batches import EmbedMany
     from dsn_ray.checkpoint import Checkpoint
     from dsn_ray.model import DsnNetwork
-    from dsn_ray.web import EmbedMany
 
 _FAREWELL = 5  # seconds that searches under way have when the page ends
 
@@ -83,10 +83,11 @@ def _serve(parsed: argparse.Namespace, listener: socket.socket) -> None:
     import uvicorn
     from ray import serve
 
+    from dsn_ray.batches import Batches
     from dsn_ray.data.storage import cache_folder
     from dsn_ray.gallery import open_gallery
     from dsn_ray.runtime import ray_cluster
-    from dsn_ray.web import CAPACITY, Batches, make_app
+    from dsn_ray.web import CAPACITY, make_app
 
     checkpoint = open_checkpoint(parsed.checkpoint)
     network = checkpoint.network()

@@ -62,7 +62,7 @@ class Sweep:
         whole = len(self.space.grid()) if self.space.sampler.name == "grid" else 0
         if self.trials < whole:
             return f"the first {self.trials} of the grid's {whole} points"
-        return f"{self.trials} {'points' if whole else 'settings'}"
+        return f"{self.trials} {'point' if whole else 'setting'}{'s' * (self.trials != 1)}"
 
     def config_on(self, data: str, variant: str | None = None) -> Config:
         """The configuration on a data set."""

@@ -173,6 +173,7 @@ def test_a_grid_is_cut_only_where_that_is_asked_for_and_said():
     cut = _asked(_arguments().parse_args([*grid, "--trials", "5"]))
     assert (cut.trials, cut.tries) == (5, "the first 5 of the grid's 16 points")
     assert asked("--trials", "9").tries == "9 settings"
+    assert asked("--trials", "1").tries == "1 setting"
 
 
 def test_where_variants_are_compared_nothing_is_searched(drawings):
