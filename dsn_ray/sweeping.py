@@ -181,7 +181,8 @@ def _sweep(sweep: Sweep, run: Run, shape: "Shape", part: Part) -> None:
             for name, config in islice(sweep.configs(), 1 if part == "search" else None):
                 shelf.data(name, config)
             results = FinalResults(run.folder / "final.json")
-            results.reopen()
+            if part != "search":
+                results.reopen()
             tried: list[dict[str, Any]] = []
             if not sweep.space.variants:
                 if part == "final":

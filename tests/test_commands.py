@@ -181,7 +181,11 @@ def test_the_final_job_may_be_one_of_its_own_with_other_workers(here, attached, 
     trials = (run / "trials.jsonl").read_text()
     assert tune.main([*command.split()[3:], "--workers", "2"]) == 0
     assert "each on 2 workers" in " ".join(capfd.readouterr().out.split())
-    assert len(json.loads((run / "final.json").read_text())["rows"]) == 8
+    final = (run / "final.json").read_text()
+    assert len(json.loads(final)["rows"]) == 8
+    again = ["--resume", "--name", "two", "--search-only", "--workers", "1"]
+    assert tune.main(again) == 0  # nothing is left to search, and the final job stays as it is
+    assert (run / "final.json").read_text() == final
     assert (run / "trials.jsonl").read_text() == trials
 
 
