@@ -34,7 +34,7 @@
     sweeping.py     running it: the search, then the final job
     training.py     one training on Ray Train
     group.py        the process group of its workers
-    in_trial.py     Ray Train within a trial
+    trainer.py      Ray Train with few processes, within a trial too
     shelf.py        data sets in Ray's object store, loaded once for all trainings
     learner.py      one worker's training state and step
     worker.py       what every Ray Train worker runs

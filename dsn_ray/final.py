@@ -250,6 +250,7 @@ def final_job(
             [progress, *tellers, collector],
             storage,
             "tune-final",
+            reuse=False,  # rating loads torch, which would stay beside the next training
         )
     if missing := [one for one in left if not results.has(one)]:
         raise RuntimeError(

@@ -296,6 +296,7 @@ def _search(
             ],
             run.storage,
             "tune-search",
+            reuse=True,
         )
     if progress.stopped_early:
         console.print(

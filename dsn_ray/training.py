@@ -65,17 +65,12 @@ def fit(
         UserError: If the batch cannot be shared among the workers, or too few classes are left.
     """
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     from dsn_ray.group import ProcessGroup
+    from dsn_ray.trainer import TellTune, Trainer, TrialTrainer
 
     check_fits(config, data.seen_classes, resources.workers, validate=validate)
-    trainer_class: type[DataParallelTrainer] = DataParallelTrainer
-    if in_trial:
-        from dsn_ray.in_trial import TellTune, TrialTrainer
-
-        trainer_class, callbacks = TrialTrainer, [*callbacks, TellTune()]
-    trainer = trainer_class(
+    trainer = (TrialTrainer if in_trial else Trainer)(
         _loop,
         train_loop_config={
             "config": config.model_dump(),
@@ -100,7 +95,7 @@ def fit(
                 num_to_keep=1,
                 checkpoint_score_attribute=SEEN if config.train.keep == "best_seen" else None,
             ),
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, TellTune()] if in_trial else list(callbacks),
             worker_runtime_env={"env_vars": {} if resources.gpus_per_worker else _KEEP_MEMORY},
             logging_config=LoggingConfig(log_level="WARNING"),
         ),

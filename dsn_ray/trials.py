@@ -11,6 +11,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from dsn_ray.data.storage import Folder
+from dsn_ray.trainer import EndTrainings
 
 
 def run_trials(
@@ -20,6 +21,8 @@ def run_trials(
     callbacks: Sequence[Callback],
     storage: str,
     name: str,
+    *,
+    reuse: bool,
 ) -> ResultGrid:
     """Runs what a searcher proposes, to the end.
 
@@ -34,14 +37,17 @@ def run_trials(
         callbacks: are told of results.
         storage: folder or URL of the run.
         name: of Tune's folder below it.
+        reuse: have a trial's process go on with the next one.
     """
     return tune.Tuner(
         tune.with_resources(trial, {"node:__internal_head__": 0.001}),
-        tune_config=tune.TuneConfig(search_alg=searcher, scheduler=scheduler, num_samples=-1),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher, scheduler=scheduler, num_samples=-1, reuse_actors=reuse
+        ),
         run_config=tune.RunConfig(
             name=name,
             storage_path=storage,
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, EndTrainings()],
             verbose=0,
         ),
     ).fit()

@@ -43,6 +43,8 @@ def test_a_trial_that_raises_is_tried_once(tmp_path, monkeypatch):
 
     searcher = ListSearcher([{"number": 0}], lambda: 1)
     with ray_cluster():
-        ended = run_trials(trial, searcher, FIFOScheduler(), [], str(tmp_path / "run"), "tune")
+        ended = run_trials(
+            trial, searcher, FIFOScheduler(), [], str(tmp_path / "run"), "tune", reuse=False
+        )
     assert len(ended.errors) == 1
     assert len(list(tmp_path.glob("tried-*"))) == 1

@@ -1,5 +1,7 @@
-"""Ray Train within a Ray Tune trial."""
+"""Ray Train within Ray Tune's trials."""
 
+import os
+import signal
 import time
 
 import pytest
@@ -8,8 +10,8 @@ from ray.tune import Callback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.util.state import list_actors
 
-from dsn_ray.in_trial import TellTune, TrialTrainer
 from dsn_ray.search import ListSearcher
+from dsn_ray.trainer import TellTune, TrialTrainer
 from dsn_ray.trials import run_trials
 
 EPOCHS = 3
@@ -19,6 +21,8 @@ def train(job):
     for epoch in range(1, job["epochs"] + 1):
         if epoch == job["breaks"]:
             raise ValueError("this worker is broken")
+        if epoch == job["kills"]:
+            os.kill(job["process"], signal.SIGKILL)
         ray.train.report({"epoch": epoch})
         time.sleep(job["pause"])
 
@@ -31,13 +35,18 @@ class Heard(Callback):
         self.epochs.append((trial.config["number"], result["epoch"]))
 
 
-def run(folder, jobs, scheduler=None):
+def job(epochs=EPOCHS, pause=0.0, breaks=None, kills=None):
+    """What a worker does; in epoch `kills` it kills the process of its trial."""
+    return {"epochs": epochs, "pause": pause, "breaks": breaks, "kills": kills}
+
+
+def run(folder, jobs, scheduler=None, room=lambda: 1):
     """Runs trials that want both CPUs, one after another; their errors, and what Tune heard."""
 
     def trial(proposal):
         TrialTrainer(
             train,
-            train_loop_config=jobs[proposal["number"]],
+            train_loop_config=jobs[proposal["number"]] | {"process": os.getpid()},
             scaling_config=ray.train.ScalingConfig(num_workers=2),
             run_config=ray.train.RunConfig(
                 name=str(proposal["number"]), storage_path=str(folder), callbacks=[TellTune()]
@@ -45,21 +54,27 @@ def run(folder, jobs, scheduler=None):
         ).fit()
 
     heard = Heard()
-    proposals = ListSearcher([{"number": number} for number in range(len(jobs))], lambda: 1)
-    ended = run_trials(trial, proposals, scheduler or FIFOScheduler(), [heard], str(folder), "tune")
+    proposals = ListSearcher([{"number": number} for number in range(len(jobs))], room)
+    ended = run_trials(
+        trial, proposals, scheduler or FIFOScheduler(), [heard], str(folder), "tune", reuse=True
+    )
     return ended.errors, heard.epochs
 
 
-def test_every_epoch_is_told_and_trials_start_no_controllers(connected, ray_address, tmp_path):
+def actors_of(ray_address, kind):
+    return [one for one in list_actors(ray_address, limit=1000) if one.class_name == kind]
+
+
+def test_every_epoch_is_told_and_trials_share_a_process(connected, ray_address, tmp_path):
     before = {actor.actor_id for actor in list_actors(ray_address, limit=1000)}
-    job = {"epochs": EPOCHS, "pause": 0, "breaks": None}
-    errors, epochs = run(tmp_path, [job, job])
+    errors, epochs = run(tmp_path, [job(), job()])
     assert not errors
     assert epochs == [(number, epoch) for number in (0, 1) for epoch in range(1, EPOCHS + 1)]
     actors = [one for one in list_actors(ray_address, limit=1000) if one.actor_id not in before]
     kinds = [one.class_name for one in actors]
     assert kinds.count("RayTrainWorker") == 4
-    assert not {"TrainController", "_QueueActor"} & set(kinds)
+    assert [kinds.count(kind) for kind in ("ImplicitFunc", "PlacementGroupCleaner")] == [1, 1]
+    assert not {"TrainController", "_QueueActor", "DatasetManager"} & set(kinds)
 
 
 class StopAtTwo(FIFOScheduler):
@@ -68,15 +83,33 @@ class StopAtTwo(FIFOScheduler):
 
 
 def test_a_trial_that_is_stopped_leaves_its_cpus_to_the_next(connected, tmp_path):
-    job = {"epochs": 1000, "pause": 0.1, "breaks": None}
-    errors, epochs = run(tmp_path, [job, job], StopAtTwo())
+    errors, epochs = run(tmp_path, [job(1000, 0.1), job(1000, 0.1)], StopAtTwo())
     assert not errors
     assert epochs == [(0, 1), (0, 2), (1, 1), (1, 2)]
 
 
+def test_a_trial_that_is_stopped_ends_before_another_wants_its_cpus(
+    connected, ray_address, tmp_path
+):
+    def room():
+        workers = actors_of(ray_address, "RayTrainWorker")
+        return 0 if any(one.state == "ALIVE" for one in workers) else 1
+
+    errors, epochs = run(tmp_path, [job(1000, 0.1), job(1000, 0.1)], StopAtTwo(), room)
+    assert not errors
+    assert epochs == [(0, 1), (0, 2), (1, 1), (1, 2)]
+
+
+def test_a_process_that_is_killed_in_its_second_trial_leaves_its_cpus(connected, tmp_path):
+    errors, epochs = run(tmp_path, [job(), job(1000, 0.1, kills=2), job()])
+    assert len(errors) == 1
+    assert [epoch for epoch in epochs if epoch[0] != 1] == [
+        (number, epoch) for number in (0, 2) for epoch in range(1, EPOCHS + 1)
+    ]
+
+
 @pytest.mark.parametrize("breaks", [1, 2])
 def test_a_worker_that_raises_fails_its_trial(connected, tmp_path, breaks):
-    job = {"epochs": EPOCHS, "pause": 0, "breaks": breaks}
-    (error,), epochs = run(tmp_path, [job])
+    (error,), epochs = run(tmp_path, [job(breaks=breaks)])
     assert "this worker is broken" in str(error)
     assert epochs == [(0, epoch) for epoch in range(1, breaks)]
