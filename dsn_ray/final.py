@@ -31,9 +31,9 @@ from dsn_ray.rating import (
 )
 from dsn_ray.record import EPOCHS, EpochLog, Name, name_of_final
 from dsn_ray.room import Resources
-from dsn_ray.runtime import quiet_data
+from dsn_ray.runtime import apart, fetched, quiet_data
 from dsn_ray.search import ListSearcher
-from dsn_ray.shelf import Shelf, TrainingData
+from dsn_ray.shelf import Contents, Shelf, TrainingData
 from dsn_ray.tables import title_of
 from dsn_ray.training import fit, kept_checkpoint, on_this_machine
 from dsn_ray.trials import run_trials
@@ -206,8 +206,9 @@ def final_job(
             unseen[at] = load_unseen(shelf.shards[one.dataset], one.config.data.px)
         if not any(row["dataset"] == one.dataset for row in results.untrained):
             console.print(f"{one.dataset}: rating the untrained trunk", soft_wrap=True)
-            contents = ray.get(shelf.data(one.dataset, one.config).contents)
-            rows = evaluate_untrained(one.config, unseen[at], contents.weights, resources)
+            contents = shelf.data(one.dataset, one.config).contents
+            asked = apart(_rate_untrained).remote(one.config, unseen[at], contents, resources)
+            rows = fetched(asked)
             about = {"dataset": one.dataset, "trunk": one.trunk}
             results.untrained += [{**row, **about} for row in rows]
             results.save()
@@ -257,6 +258,13 @@ def final_job(
             f"{len(missing)} of {len(left)} final trainings failed: "
             f"{'; '.join(one.title for one in missing[:3])}"
         ) from next(iter(ended.errors), None)
+
+
+def _rate_untrained(
+    config: Config, unseen: UnseenPictures, contents: Contents, resources: Resources
+) -> list[Row]:
+    quiet_data()
+    return evaluate_untrained(config, unseen, contents.weights, resources)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -207,6 +207,28 @@ def _reason(error: BaseException) -> str:
             "~/.ray/auth_token."
         )
     return f"{str(error).splitlines()[0].rstrip('.')}."
+
+
+def apart(work: Callable[..., Any], results: int = 1) -> Any:
+    """A remote function in a process of its own on this machine, which ends with all it loaded."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    wanted = {"num_cpus": 0, "num_returns": results, "max_calls": 1, "scheduling_strategy": here}
+    return ray.remote(**wanted)(work)
+
+
+def fetched(references: Any) -> Any:
+    """What `ray.get` gives; a task's UserError is raised as it was there."""
+    import ray
+
+    try:
+        return ray.get(references)
+    except ray.exceptions.RayTaskError as failed:
+        if isinstance(failed.cause, UserError):
+            raise failed.cause from None
+        raise
 
 
 def quiet_data() -> None:

@@ -5,11 +5,13 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from dsn_ray.config import Config
+from dsn_ray.errors import UserError
+from dsn_ray.runtime import apart, fetched
 
 if TYPE_CHECKING:
     import ray
@@ -110,7 +112,7 @@ class Shelf:
                 photos=self._seen(shards, "photo", config, stored),
                 heldout=self._pictures(shards, "heldout", "sketch", config) if heldout else None,
                 mask=self._mask(shards, config.data.semantics),
-                weights=self._weights(config),
+                weights=self._weights(config).held,
             )
         if is_new:
             without = int((~contents.mask.any(axis=1)).sum())
@@ -118,6 +120,19 @@ class Shelf:
             took = f" ({time.monotonic() - started:.0f} s)"
             self._console.print(f"{shards}{note * (without > 0)}{took}", soft_wrap=True)
         return TrainingData(name, self._roots[name], shards.seen_classes, ray.put(contents))
+
+    def check_weights(self, config: Config) -> None:
+        """Checks that the backbone's weights are there and that an embedding can start from them.
+
+        Raises:
+            UserError: If they are not, or their classifier's rank is below `network.dim`.
+        """
+        rank = self._weights(config).rank
+        if rank is not None and config.network.dim > rank:
+            raise UserError(
+                f"network.dim={config.network.dim}: it must be at most {rank}, the rank of the "
+                "classifier that the embedding starts from."
+            )
 
     def _once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         if key not in self._kept:
@@ -141,9 +156,10 @@ class Shelf:
         if not judged:
             return pictures
         teacher = config.network.backbone, config.network.weights, config.data.teacher_px
+        weights = self._weights(config)
         logits = self._once(
             ("logits", shards.name, domain, *teacher),
-            lambda: ray.put(teacher_logits(shards, config, domain)),
+            lambda: ray.put(teacher_logits(shards, config, domain, weights.held, weights.digest)),
         )
         return replace(pictures, logits=logits)
 
@@ -155,10 +171,40 @@ class Shelf:
             lambda: mask_rows(shards.semantics, shards.seen_classes, Path(file) if file else None),
         )
 
-    def _weights(self, config: Config) -> "ray.ObjectRef[ImagenetWeights | None]":
-        import ray
-
-        from dsn_ray.model import imagenet_weights
-
+    def _weights(self, config: Config) -> "_SharedWeights":
         of = config.network.backbone, config.network.weights
-        return self._once(("weights", *of), lambda: ray.put(imagenet_weights(*of)))
+        return self._once(("weights", *of), lambda: _share_weights(*of))
+
+
+class _SharedWeights(NamedTuple):
+    """A backbone's ImageNet weights in the object store, and what is to be known of them.
+
+    Attributes:
+        held: the weights; None for random ones.
+        digest: of their values; None for random ones.
+        rank: of their classifier; None for random ones.
+    """
+
+    held: "ray.ObjectRef[ImagenetWeights | None]"
+    digest: str | None
+    rank: int | None
+
+
+def _share_weights(backbone: str, weights: str | None) -> _SharedWeights:
+    """Reads them in a process of its own: this one does without torch.
+
+    Raises:
+        UserError: If they cannot be had.
+    """
+    held, *facts = apart(_read, results=3).remote(backbone, weights)
+    return _SharedWeights(held, *fetched(facts))
+
+
+def _read(
+    backbone: str, weights: str | None
+) -> "tuple[ImagenetWeights | None, str | None, int | None]":
+    from dsn_ray.model import imagenet_weights
+    from dsn_ray.model.network import rank_of
+
+    found = imagenet_weights(backbone, weights)
+    return (found, found.digest, rank_of(found.classifier_svd)) if found else (None, None, None)

@@ -143,12 +143,9 @@ def _sweep(sweep: Sweep, run: Run, shape: "Shape", part: Part) -> None:
     from dsn_ray.shelf import Shelf
     from dsn_ray.study import STUDY, best_setting, open_study, settings_tried
     from dsn_ray.tables import final_table, title_of
-    from dsn_ray.training import check_weights
 
     found = {name: locate(name, root) for name, root in sweep.data}
     check(sweep, found, shape.workers or 1, part)
-    for _, config in sweep.configs():
-        check_weights(config)
     journal = run.folder / STUDY
     if part == "final" and not sweep.space.variants and not journal.exists():
         raise UserError("--final-only: no trial of this run has come to its end.")
@@ -178,6 +175,8 @@ def _sweep(sweep: Sweep, run: Run, shape: "Shape", part: Part) -> None:
             if random_weights:
                 console.print(cli.RANDOM_WEIGHTS)
             shelf = Shelf(found, dict(sweep.data), console)
+            for _, config in sweep.configs():
+                shelf.check_weights(config)
             for name, config in islice(sweep.configs(), 1 if part == "search" else None):
                 shelf.data(name, config)
             results = FinalResults(run.folder / "final.json")

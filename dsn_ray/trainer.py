@@ -1,13 +1,15 @@
 """Ray Train with as few processes as it needs.
 
 For each training Ray starts processes for Train's controller, for data sets that are handed to
-Train (here are none), and for a cleaner that frees the workers' CPUs should the controller die;
-within a trial of Ray Tune also one for the trial, and one for the queue by which the controller
-tells it of results. A trial only waits for the others, so it does their work itself, and its
-process and cleaner may go on with the next trial.
+Train (here are none), and for a cleaner that asks each second whether the controller lives, to free
+its workers' CPUs should it die. Within a trial of Ray Tune there are also one for the trial and one
+for the queue by which the controller tells it of results. A trial only waits for the others, so it
+is the controller itself, and its process may go on with the next trial; the driver, which hears
+when a trial dies, frees the CPUs.
 """
 
 import asyncio
+import uuid
 from typing import Any
 
 import ray.train
@@ -17,18 +19,29 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.controller.state import AbortedState
+from ray.train.v2._internal.execution.worker_group import WorkerGroup, WorkerGroupContext
+from ray.train.v2._internal.execution.worker_group.placement_group_handle import (
+    DefaultPlacementGroupHandle,
+    PlacementGroupHandle,
+)
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.tune.experiment import Trial
+from ray.util import (
+    get_placement_group,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 
 
 class Trainer(DataParallelTrainer):
     """Trains without a process for data sets."""
 
-    _replaced: tuple[type, ...] = (DatasetsCallback,)
+    _unwanted: tuple[type, ...] = (DatasetsCallback,)
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
-        return [one for one in callbacks if not isinstance(one, self._replaced)]
+        return [one for one in callbacks if not isinstance(one, self._unwanted)]
 
 
 class TrialTrainer(Trainer):
@@ -38,7 +51,7 @@ class TrialTrainer(Trainer):
     own controller, and `TellTune` reports from there to nobody: the tests would say so.
     """
 
-    _replaced = (*Trainer._replaced, PlacementGroupCleanerCallback)
+    _unwanted = (*Trainer._unwanted, PlacementGroupCleanerCallback)
 
     def _initialize_and_run_controller(self, **arguments: Any) -> ray.train.Result:
         controller = _Controller(**arguments)
@@ -49,33 +62,31 @@ class TrialTrainer(Trainer):
             raise
         return controller.get_result()
 
-    def _create_default_callbacks(self) -> list[Any]:
-        return [_CLEANER, *super()._create_default_callbacks()]
+
+class _Workers(WorkerGroup):
+    """Their placement group is named after the trial, by which the driver finds it."""
+
+    def _create_placement_group(
+        self, scaling_config: Any, worker_group_context: WorkerGroupContext
+    ) -> PlacementGroupHandle:
+        asked = worker_group_context
+        group = placement_group(
+            [asked.resources_per_worker] * asked.num_workers,
+            strategy=asked.placement_strategy,
+            bundle_label_selector=asked.label_selector,
+            name=f"{tune.get_context().get_trial_id()}:{uuid.uuid4().hex}",
+        )
+        return DefaultPlacementGroupHandle(group)
 
 
 class _Controller(TrainController):
+    worker_group_cls = _Workers
+
     def stop(self) -> None:
         """Ends the workers; its process goes on."""
         if (workers := self.get_worker_group()) is not None:
             workers.abort()
         self._set_state(AbortedState())
-
-
-class _Cleaner(PlacementGroupCleanerCallback):
-    """Frees the workers' CPUs should this process die; is started once."""
-
-    _is_there = False
-
-    def after_controller_start(self, train_run_context: Any) -> None:
-        if not self._is_there:
-            super().after_controller_start(train_run_context)
-            self._is_there = True
-
-    async def before_controller_shutdown(self) -> None:
-        """Goes on."""
-
-
-_CLEANER = _Cleaner()
 
 
 class TellTune(ray.train.UserCallback):
@@ -91,19 +102,27 @@ class TellTune(ray.train.UserCallback):
         tune.report(metrics[0])
 
 
-class EndTrainings(tune.Callback):
-    """Ends the training of a trial that a scheduler stopped.
-
-    Tune keeps the trial's process for the next one, and would tell it only then: until somebody
-    wants to train there, the workers would go on.
-    """
+class FreeWorkers(tune.Callback):
+    """Frees the CPUs of a trial that a scheduler stopped or whose process has died."""
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        """Tells the trial's process, which does this before whatever Tune asks of it next."""
+        """Has the trial's process end the training before whatever Tune asks of it next.
+
+        Where it is kept for the next trial, Tune would say so only then, and the workers would go
+        on until somebody wants to train there.
+        """
         if (process := trial.temporary_state.ray_actor) is not None:
             process.execute.remote(_end_training)
+
+    def on_trial_error(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """Removes what a dead process has left of its workers' placement group."""
+        for group in placement_group_table().values():
+            if group["state"] != "REMOVED" and group["name"].startswith(f"{trial.trial_id}:"):
+                remove_placement_group(get_placement_group(group["name"]))
 
 
 def _end_training(_: Any) -> None:

@@ -147,23 +147,6 @@ def on_this_machine(checkpoint: "ray.train.Checkpoint", storage: str, folder: Pa
     return Path(checkpoint.to_directory(str(folder)))
 
 
-def check_weights(config: Config) -> None:
-    """Checks that the backbone's weights are there and that an embedding can start from them.
-
-    Raises:
-        UserError: If they are not, or their classifier's rank is below `network.dim`.
-    """
-    from dsn_ray.model import imagenet_weights
-    from dsn_ray.model.network import svd_start
-
-    weights = imagenet_weights(config.network.backbone, config.network.weights)
-    if weights is not None:
-        try:
-            svd_start(weights.classifier_svd, config.network.dim)
-        except ValueError as error:
-            raise UserError(f"network.dim={config.network.dim}: {error}") from None
-
-
 def check_fits(
     config: Config, seen_classes: Sequence[str], workers: int, *, validate: bool
 ) -> None:
@@ -292,7 +275,6 @@ def _train(training: Training, run: Run, shape: "Shape") -> Path:
     config, (name, root) = training.config, training.data
     found = locate(name, root)
     check_fits(config, found.seen_classes, shape.workers or 1, validate=False)
-    check_weights(config)
     with cli.quiet_log("ray", run.folder) as console:
         with ray_cluster() as dashboard:
             console.print(f"Ray dashboard: {dashboard}", soft_wrap=True)
@@ -302,7 +284,9 @@ def _train(training: Training, run: Run, shape: "Shape") -> Path:
             check_storage_reaches_all(run.storage)  # those that have come
             save_settings(training, run)
             console.print(f"Running {resources}.")
-            data = Shelf({name: found}, {name: root}, console).data(name, config)
+            shelf = Shelf({name: found}, {name: root}, console)
+            shelf.check_weights(config)
+            data = shelf.data(name, config)
             gauges, title = RunGauges(run.folder.name), Name("training", data.name)
             gauges.state(title, "running")
             told = partial(gauges.epoch, title)

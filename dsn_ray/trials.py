@@ -11,7 +11,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from dsn_ray.data.storage import Folder
-from dsn_ray.trainer import EndTrainings
+from dsn_ray.trainer import FreeWorkers
 
 
 def run_trials(
@@ -47,7 +47,7 @@ def run_trials(
         run_config=tune.RunConfig(
             name=name,
             storage_path=storage,
-            callbacks=[*callbacks, EndTrainings()],
+            callbacks=[*callbacks, FreeWorkers()],
             verbose=0,
         ),
     ).fit()

@@ -8,7 +8,7 @@ import pytest
 import ray
 
 from dsn_ray.errors import UserError
-from dsn_ray.runtime import chatter_to, ray_cluster
+from dsn_ray.runtime import apart, chatter_to, fetched, ray_cluster
 
 
 def test_an_address_where_nobody_answers(monkeypatch):
@@ -144,3 +144,26 @@ def test_what_a_command_leaves_of_its_data_does_not_start_ray_again(attached):
         check=True,
     )
     assert done.stdout.split("\n", 1) == ["2", "went on\n"]
+
+
+def process():
+    return os.getpid()
+
+
+def divided(one, other):
+    return divmod(one, other)
+
+
+def refuse(what):
+    raise UserError(f"{what} cannot be used.")
+
+
+def test_work_apart_has_a_process_of_its_own_and_its_refusals_arrive_as_such(connected):
+    one, other = (fetched(apart(process).remote()) for _ in range(2))
+    assert len({one, other, os.getpid()}) == 3
+    assert fetched(list(apart(divided, results=2).remote(7, 2))) == [3, 1]
+    with pytest.raises(UserError) as refused:
+        fetched(apart(refuse).remote("This"))
+    assert str(refused.value) == "This cannot be used."
+    with pytest.raises(ray.exceptions.RayTaskError, match="ZeroDivisionError"):
+        fetched(apart(divided).remote(1, 0))

@@ -73,8 +73,9 @@ def test_every_epoch_is_told_and_trials_share_a_process(connected, ray_address, 
     actors = [one for one in list_actors(ray_address, limit=1000) if one.actor_id not in before]
     kinds = [one.class_name for one in actors]
     assert kinds.count("RayTrainWorker") == 4
-    assert [kinds.count(kind) for kind in ("ImplicitFunc", "PlacementGroupCleaner")] == [1, 1]
-    assert not {"TrainController", "_QueueActor", "DatasetManager"} & set(kinds)
+    assert kinds.count("ImplicitFunc") == 1
+    others = {"TrainController", "_QueueActor", "DatasetManager", "PlacementGroupCleaner"}
+    assert not others & set(kinds)
 
 
 class StopAtTwo(FIFOScheduler):

@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-import torch
 from numpy.typing import NDArray
 
 from dsn_ray.data.catalog import validation_classes
@@ -27,6 +26,8 @@ from dsn_ray.data.views import decode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import torch
 
     from dsn_ray.config import DataConfig
     from dsn_ray.data.catalog import Domain, Split
@@ -72,7 +73,7 @@ class PictureTable(Protocol):
     def pixels(self, row: int) -> NDArray[np.uint8]:
         """One picture, uint8 `[3, px, px]`."""
 
-    def teacher(self, rows: NDArray[np.int64]) -> torch.Tensor:
+    def teacher(self, rows: NDArray[np.int64]) -> "torch.Tensor":
         """Teacher logits of some rows, float32 `[len(rows), 1000]`."""
 
 
@@ -131,7 +132,9 @@ class _Judged:
         self._logits = None if logits is None else ray.get(logits)
         self.is_judged = self._logits is not None
 
-    def teacher(self, rows: NDArray[np.int64]) -> torch.Tensor:
+    def teacher(self, rows: NDArray[np.int64]) -> "torch.Tensor":
+        import torch
+
         ids = self.ids[rows]
         if self._logits is not None:
             places = np.searchsorted(self._logits.ids, ids).clip(max=len(self._logits.ids) - 1)
@@ -332,6 +335,8 @@ def plain_batches(
     table: PictureTable, rows: NDArray[np.int64], size: int
 ) -> "Iterator[tuple[torch.Tensor, NDArray[np.int64]]]":
     """Unaugmented pictures for evaluation: uint8 `[n, 3, px, px]` and their rows, in order."""
+    import torch
+
     for start in range(0, len(rows), size):
         chosen = rows[start : start + size]
         yield torch.from_numpy(np.stack([table.pixels(row) for row in chosen])), chosen

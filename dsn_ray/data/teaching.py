@@ -1,11 +1,12 @@
 """The teacher's logits of a data set's seen pictures, computed once and kept beside the shards."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import ray.data
-import torch
 
 from dsn_ray.config import Config
 from dsn_ray.data.catalog import Domain
@@ -13,15 +14,22 @@ from dsn_ray.data.pictures import TeacherLogits
 from dsn_ray.data.roots import DataError
 from dsn_ray.data.shards import Shards
 from dsn_ray.data.views import decode
-from dsn_ray.model import Teacher, imagenet_weights
-from dsn_ray.model.weights import ImagenetWeights
+
+if TYPE_CHECKING:
+    from dsn_ray.model.weights import ImagenetWeights
 
 _BATCH = 32
 _WAY = "2"  # of turning a stored picture into the teacher's input; to be raised when it changes
 _CPUS = 0.5  # of an actor: reading the pictures needs the rest, or the job waits for ever
 
 
-def teacher_logits(shards: Shards, config: Config, domain: Domain) -> TeacherLogits:
+def teacher_logits(
+    shards: Shards,
+    config: Config,
+    domain: Domain,
+    weights: "ray.ObjectRef[ImagenetWeights | None]",
+    digest: str | None,
+) -> TeacherLogits:
     """What the teacher says of the seen sketches or photos as they are stored.
 
     The result is kept in the shard folder under the weights' digest and the teacher's picture
@@ -30,14 +38,15 @@ def teacher_logits(shards: Shards, config: Config, domain: Domain) -> TeacherLog
 
     Args:
         shards: the data set.
-        config: decides the teacher's backbone, weights and picture size.
+        config: decides the teacher's backbone and picture size.
         domain: sketches or photos.
+        weights: the backbone's.
+        digest: of the weights; None for random ones.
 
     Raises:
-        UserError: If the backbone's weights are missing, or the shard folder cannot be written.
+        UserError: If the shard folder cannot be written.
     """
-    weights = imagenet_weights(config.network.backbone, config.network.weights)
-    which = weights.digest[:16] if weights else f"random-{config.network.backbone}"
+    which = digest[:16] if digest else f"random-{config.network.backbone}"
     kept = f"teacher-{domain}-{which}-{config.data.teacher_px}.parquet"
     table = _kept(shards, domain, kept)
     if table is None:
@@ -63,7 +72,11 @@ def _kept(shards: Shards, domain: Domain, name: str) -> pa.Table | None:
 
 
 def _compute(
-    shards: Shards, config: Config, weights: ImagenetWeights | None, domain: Domain, kept: str
+    shards: Shards,
+    config: Config,
+    weights: "ray.ObjectRef[ImagenetWeights | None]",
+    domain: Domain,
+    kept: str,
 ) -> pa.Table:
     cluster = ray.cluster_resources()
     on_gpu = cluster.get("GPU", 0) >= 1
@@ -72,7 +85,7 @@ def _compute(
         _Judge,
         fn_constructor_kwargs={
             "config": config,
-            "weights": ray.put(weights),
+            "weights": weights,
             "device": "cuda" if on_gpu else "cpu",
         },
         batch_size=_BATCH,
@@ -102,12 +115,18 @@ class _Judge:
     def __init__(
         self, config: Config, weights: "ray.ObjectRef[ImagenetWeights | None]", device: str
     ) -> None:
+        import torch
+
+        from dsn_ray.model import Teacher
+
         self.device = device
         self.px = config.data.teacher_px
         self.teacher = Teacher.from_config(config.network, ray.get(weights)).to(self.device)
         torch.set_num_threads(1)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
+        import torch
+
         # Always a whole batch: rounding depends on its size, and that on how the shards are read.
         pictures = np.zeros((_BATCH, 3, self.px, self.px), np.uint8)
         for picture, cell in zip(pictures, rows["encoded"], strict=False):

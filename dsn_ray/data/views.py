@@ -13,9 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from dsn_ray.data.decoding import open_rgb
 
@@ -45,10 +43,12 @@ def decode(encoded: bytes, px: int) -> Pixels:
     Raises:
         UndecodablePicture: as `dsn_ray.data.decoding.open_rgb`.
     """
+    import torch
+
     rgb = np.array(open_rgb(encoded, least_px=px))
     # torch resizes uint8 several times faster than PIL does
     batch = torch.from_numpy(rgb).permute(2, 0, 1).unsqueeze(0)
-    resized = functional.interpolate(batch, (px, px), mode="bilinear", antialias=True)
+    resized = torch.nn.functional.interpolate(batch, (px, px), mode="bilinear", antialias=True)
     return resized[0].contiguous().numpy()
 
 
@@ -142,12 +142,14 @@ def random_views(
 
 
 def _warped(picture: Pixels, theta: NDArray[np.float32], beyond: float, padding: str) -> Pixels:
+    import torch
+
     colours = torch.from_numpy(picture.astype(np.float32) - np.float32(beyond))
     # affine_grid gives the same grid, but takes twice as long as the sampling itself.
     middles = (np.arange(0.5, picture.shape[1], dtype=np.float32) * 2 / picture.shape[1]) - 1
     planes = np.stack([np.add.outer(y * middles + at, x * middles) for x, y, at in theta])
     grid = torch.from_numpy(planes).permute(1, 2, 0)
-    warped = functional.grid_sample(
+    warped = torch.nn.functional.grid_sample(
         colours[None], grid[None], padding_mode=padding, align_corners=False
     )
     return _rounded((warped[0] + beyond).numpy())

@@ -117,14 +117,20 @@ def svd_start(svd: tuple[Tensor, Tensor, Tensor], d: int) -> tuple[Tensor, Tenso
         ValueError: If d is not from 1 to the rank of W.
     """
     u, s, vh = svd
-    resolution = torch.finfo(s.dtype).eps * max(len(u), vh.shape[1]) * s[0]
-    rank = int((s > resolution).sum())
+    rank = rank_of(svd)
     if not 1 <= d <= rank:
         raise ValueError(
             f"d must be from 1 to {rank}, the rank of the classifier that the embedding starts "
             f"from, not {d}."
         )
     return s[:d, None] * vh[:d], u[:, :d].contiguous()
+
+
+def rank_of(svd: tuple[Tensor, Tensor, Tensor]) -> int:
+    """The rank of the matrix of which these are U, S and V^T."""
+    u, s, vh = svd
+    resolution = torch.finfo(s.dtype).eps * max(len(u), vh.shape[1]) * s[0]
+    return int((s > resolution).sum())
 
 
 def build_network(

@@ -1,13 +1,18 @@
 """What the trainings of a run share in the object store."""
 
 import io
+import subprocess
+import sys
 
+import pytest
 import ray
 from rich.console import Console
 
+from dsn_ray import shelf as shelf_module
 from dsn_ray.config import RECIPES, Config
 from dsn_ray.data import pictures as pictures_module
 from dsn_ray.data import teaching
+from dsn_ray.errors import UserError
 from dsn_ray.shelf import Shelf
 
 
@@ -39,3 +44,41 @@ def test_pictures_weights_and_logits_are_loaded_once(shards, monkeypatch):
     assert larger.photos.px == 48
     assert larger.photos.logits == one.photos.logits
     assert shelf.shards == {"folder:toy": shards}
+
+
+def new_shelf(shards):
+    return Shelf({"folder:toy": shards}, {"folder:toy": None}, Console(file=io.StringIO()))
+
+
+def test_weights_that_are_not_there_are_refused(shards):
+    config = Config().with_settings({"network.weights": "missing.pth"})
+    with pytest.raises(UserError, match=r"^missing.pth: No such file or directory\."):
+        new_shelf(shards).check_weights(config)
+
+
+def test_an_embedding_longer_than_the_weights_rank_is_refused(shards, monkeypatch):
+    weights = shelf_module._SharedWeights(ray.put(None), "digest", 12)
+    monkeypatch.setattr(shelf_module, "_share_weights", lambda *_: weights)
+    shelf = new_shelf(shards)
+    shelf.check_weights(Config().with_settings({"network.dim": 12}))
+    with pytest.raises(UserError, match=r"network\.dim=13: it must be at most 12, the rank of"):
+        shelf.check_weights(Config().with_settings({"network.dim": 13}))
+
+
+def test_random_weights_have_no_rank(shards):
+    random = {"network.weights": "none", "network.dim": 1000}
+    new_shelf(shards).check_weights(Config().with_settings(random))
+
+
+def test_what_loads_data_does_without_torch():
+    """A command that waits for trainings does not hold it beside their workers."""
+    rooms = "sweeping, training, final, shelf, rating, trials, data.pictures, data.teaching"
+    imports = "; ".join(f"import dsn_ray.{room}" for room in rooms.split(", "))
+    said = subprocess.run(
+        [sys.executable, "-c", f"{imports}; import sys; print('torch' in sys.modules)"],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    ).stdout
+    assert said == "False\n"

@@ -11,17 +11,22 @@ import torch
 
 from dsn_ray.config import Config
 from dsn_ray.data import teaching
-from dsn_ray.data.teaching import teacher_logits
 from dsn_ray.data.views import decode
 from dsn_ray.model import Teacher, imagenet_weights
 
 CONFIG = Config().with_settings({"network.backbone": "efficientnet_lite0", "data.teacher_px": 32})
 
 
+def teacher_logits(shards, config):
+    weights = imagenet_weights(config.network.backbone, config.network.weights)
+    digest = weights.digest if weights else None
+    return teaching.teacher_logits(shards, config, "photo", ray.put(weights), digest)
+
+
 @pytest.fixture(scope="module")
 def ready(shards):
     """Shards, and their logits as computed."""
-    return shards, teacher_logits(shards, CONFIG, "photo")
+    return shards, teacher_logits(shards, CONFIG)
 
 
 @pytest.fixture
@@ -43,7 +48,7 @@ def test_they_are_the_teachers_word_on_each_stored_picture(ready):
 def test_what_is_kept_is_read_and_not_computed_again(ready, monkeypatch):
     shards, found = ready
     monkeypatch.setattr(teaching, "_compute", lambda *_: pytest.fail("computed again"))
-    again = teacher_logits(shards, CONFIG, "photo")
+    again = teacher_logits(shards, CONFIG)
     np.testing.assert_array_equal(again.logits, found.logits)
 
 
@@ -81,16 +86,16 @@ def test_what_is_stale_or_damaged_is_made_anew(ready, file, spoil):
             wrong = np.zeros((len(spoilt), 1000), np.float16)
             cells = pa.array([row.tobytes() for row in wrong], pa.binary())
             pq.write_table(spoilt.set_column(1, "logits", cells), stream)
-    again = teacher_logits(shards, CONFIG, "photo")
+    again = teacher_logits(shards, CONFIG)
     np.testing.assert_allclose(again.logits, found.logits, atol=1e-2)
     np.testing.assert_array_equal(again.ids, found.ids)
 
 
 def test_other_weights_sizes_and_pictures_have_logits_of_their_own(ready, file):
     shards, found = ready
-    larger = teacher_logits(shards, CONFIG.with_settings({"data.teacher_px": 48}), "photo")
+    larger = teacher_logits(shards, CONFIG.with_settings({"data.teacher_px": 48}))
     assert not np.allclose(larger.logits, found.logits, atol=1e-2)
-    random = teacher_logits(shards, CONFIG.with_settings({"network.weights": "none"}), "photo")
+    random = teacher_logits(shards, CONFIG.with_settings({"network.weights": "none"}))
     assert not np.allclose(random.logits, found.logits, atol=1e-2)
     renamed = dataclasses.replace(shards, fingerprint="of other pictures")
     assert teaching._kept(renamed, "photo", file) is None
