@@ -43,10 +43,10 @@ WAYS = 2  # workers that can be measured here
 BATCH, WEIGHTS = 96, 26.3e6
 TRIALS, EPOCHS, STEPS = 24, 10, 961  # 61,561 photos of 90 classes, 64 a step
 BYTES_OF_A_PICTURE = 12_400  # of a shard, 256 px
-START = 11.0  # seconds of a trial before its first step, of benchmarks.overhead
+START = 7.0  # seconds of a trial before its first step, of benchmarks.start
 AFTER_EPOCH = 10.0  # seconds: validation of 12,000 pictures and a checkpoint, assumed
 SECONDS_OF_VIEWS = 4.2e-3  # of a CPU for a picture's decoding and three views, of benchmarks.data
-MEMORY_OF_A_TRIAL = 0.5  # GiB of its processes beside the workers, on the head
+MEMORY_OF_A_TRIAL = 0.25  # GiB of its processes beside the workers, on the head
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
     python -m benchmarks.start --work FOLDER
 
 A trial's start is measured within a sweep of the demonstration, from the end of the trial before to
-the first step: the trial's own process, two workers, the network, its weights. Beside it torchrun
-starts two ranks that do the same without Ray. Memory is watched in a second sweep, as looking at it
-takes time.
+the first step: two workers, the network, its weights; the trials' own process is there. Beside it
+torchrun starts two ranks that do the same without Ray. Memory is watched in a second sweep, as
+looking at it takes time.
 """
 
 import argparse

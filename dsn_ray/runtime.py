@@ -20,6 +20,7 @@ _RAY_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # Train runs appear in the dashboard
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_USAGE_STATS_ENABLED": "0",  # a cluster that a command starts reports to nobody
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a run keeps its own; one of them wants torch
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, which says how to go on
 }
 _ON_ONE_NODE = {
