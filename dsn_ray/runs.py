@@ -86,6 +86,7 @@ def run_folder(name: str | None, stem: str, storage: str | None) -> Iterator[Run
                 f"--name {run.folder.name}: {place} exists already; choose another name, or give "
                 "--resume to go on with it."
             )
+    parent_is_new = not run.folder.parent.exists()
     check_writable(run.folder.parent, "--storage")
     _check_rights(run.storage)
     run.folder.mkdir()
@@ -99,6 +100,9 @@ def run_folder(name: str | None, stem: str, storage: str | None) -> Iterator[Run
             "sessions.jsonl",
         }:
             shutil.rmtree(run.folder, ignore_errors=True)
+            if parent_is_new:
+                with suppress(OSError):  # another run has begun there
+                    run.folder.parent.rmdir()
         raise
 
 

@@ -73,6 +73,30 @@ def test_a_failure_names_the_command_that_goes_on_and_bad_input_does_not(tmp_pat
     assert "Go on" not in capsys.readouterr().err
 
 
+def refused(name, leaves="ray.log"):
+    try:
+        with run_folder(name, "any", None) as run:
+            (run.folder / leaves).touch()
+            raise UserError("No.")
+    except UserError:
+        pass
+
+
+def test_a_run_that_is_refused_at_its_start_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused("first")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "runs").mkdir()
+    refused("second")
+    assert [path.name for path in tmp_path.rglob("*")] == ["runs"]
+
+
+def test_a_run_that_is_refused_once_it_has_results_keeps_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused("first", leaves="trials.jsonl")
+    assert [path.name for path in tmp_path.rglob("*.jsonl")] == ["trials.jsonl"]
+
+
 class ReadOnly(BaseHTTPRequestHandler):
     """A bucket of S3 that holds nothing, and takes nothing."""
 
