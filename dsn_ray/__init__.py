@@ -52,7 +52,7 @@
     album.py        what they are made of
     charts.py       their plots
     plan.py         what a sweep would run
-    runtime.py      Ray's start-up
+    runtime.py      Ray's start-up, and work in other processes
     fleet.py        the machines of a cluster: those there, and those that may come
     room.py         what a run takes of a cluster, and waiting for it
     spot.py         AWS's spot market, and on demand where it refuses, for `ray up`

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +21,7 @@ from rich.console import Console
 from dsn_ray.checkpoint import open_checkpoint
 from dsn_ray.config import Config
 from dsn_ray.data.storage import Folder
-from dsn_ray.errors import UserError
+from dsn_ray.errors import DataWarning, UserError, warnings_shown_by
 from dsn_ray.gauges import Gauges
 from dsn_ray.progress import FinalProgress
 from dsn_ray.rating import (
@@ -208,7 +210,9 @@ def final_job(
             console.print(f"{one.dataset}: rating the untrained trunk", soft_wrap=True)
             contents = shelf.data(one.dataset, one.config).contents
             asked = apart(_rate_untrained).remote(one.config, unseen[at], contents, resources)
-            rows = fetched(asked)
+            rows, told = fetched(asked)
+            for text in told:
+                warnings.warn(text, DataWarning, stacklevel=2)
             about = {"dataset": one.dataset, "trunk": one.trunk}
             results.untrained += [{**row, **about} for row in rows]
             results.save()
@@ -262,9 +266,15 @@ def final_job(
 
 def _rate_untrained(
     config: Config, unseen: UnseenPictures, contents: Contents, resources: Resources
-) -> list[Row]:
+) -> tuple[list[Row], list[str]]:
+    """Runs in a process of its own, with this machine's CPUs; gives rows and warnings."""
+    import torch
+
     quiet_data()
-    return evaluate_untrained(config, unseen, contents.weights, resources)
+    torch.set_num_threads(os.cpu_count() or 1)
+    told: list[str] = []
+    with warnings_shown_by(told.append):
+        return evaluate_untrained(config, unseen, contents.weights, resources), told
 
 
 @dataclass(frozen=True)

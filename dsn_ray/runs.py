@@ -86,23 +86,23 @@ def run_folder(name: str | None, stem: str, storage: str | None) -> Iterator[Run
                 f"--name {run.folder.name}: {place} exists already; choose another name, or give "
                 "--resume to go on with it."
             )
-    parent_is_new = not run.folder.parent.exists()
-    check_writable(run.folder.parent, "--storage")
-    _check_rights(run.storage)
-    run.folder.mkdir()
+    new = [folder for folder in run.folder.parents if not folder.exists()]
     try:
+        check_writable(run.folder.parent, "--storage")
+        _check_rights(run.storage)
+        run.folder.mkdir()
         yield run
     except UserError:
-        if {path.name for path in run.folder.iterdir()} <= {
+        if run.folder.exists() and {path.name for path in run.folder.iterdir()} <= {
             DRIVERS,
             "config.yaml",
             "ray.log",
             "sessions.jsonl",
         }:
             shutil.rmtree(run.folder, ignore_errors=True)
-            if parent_is_new:
-                with suppress(OSError):  # another run has begun there
-                    run.folder.parent.rmdir()
+        with suppress(OSError):  # something is there, or was never made
+            for folder in new:
+                folder.rmdir()
         raise
 
 

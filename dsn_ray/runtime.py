@@ -1,4 +1,4 @@
-"""Ray's start-up: attach or start, keep its chatter in a file, and check that a run fits."""
+"""Ray's start-up: attach or start, keep its chatter in a file; and work in other processes."""
 
 import gc
 import logging
@@ -211,13 +211,24 @@ def _reason(error: BaseException) -> str:
 
 
 def apart(work: Callable[..., Any], results: int = 1) -> Any:
-    """A remote function in a process of its own on this machine, which ends with all it loaded."""
+    """A remote function in a process of its own on this machine, which ends with all it loaded.
+
+    It has this process's working folder and environment: those of a cluster may be others.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    folder = Path.cwd()
+    environment = {n: value for n, value in os.environ.items() if not n.startswith("RAY_")}
+
+    def as_here(*arguments: Any) -> Any:
+        os.chdir(folder)
+        os.environ.update(environment)
+        return work(*arguments)
+
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     wanted = {"num_cpus": 0, "num_returns": results, "max_calls": 1, "scheduling_strategy": here}
-    return ray.remote(**wanted)(work)
+    return ray.remote(**wanted)(as_here)
 
 
 def fetched(references: Any) -> Any:

@@ -154,6 +154,9 @@ def _sweep(sweep: Sweep, run: Run, shape: "Shape", part: Part) -> None:
         with ray_cluster() as dashboard, session(run.folder, cluster_size()):
             console.print(f"Ray dashboard: {dashboard}", soft_wrap=True)
             check_storage_reaches_all(run.storage)
+            shelf = Shelf(found, dict(sweep.data), console)
+            for _, config in sweep.configs():
+                shelf.check_weights(config)
             fits = partial(check, sweep, found, part=part)
             resources = allot(shape, console, fits)
             room = (
@@ -174,9 +177,6 @@ def _sweep(sweep: Sweep, run: Run, shape: "Shape", part: Part) -> None:
                 console.print(f"The search tries {sweep.tries}.")
             if random_weights:
                 console.print(cli.RANDOM_WEIGHTS)
-            shelf = Shelf(found, dict(sweep.data), console)
-            for _, config in sweep.configs():
-                shelf.check_weights(config)
             for name, config in islice(sweep.configs(), 1 if part == "search" else None):
                 shelf.data(name, config)
             results = FinalResults(run.folder / "final.json")

@@ -1,4 +1,4 @@
-"""Ray Train with as few processes as it needs.
+"""Ray Train with fewer processes.
 
 For each training Ray starts processes for Train's controller, for data sets that are handed to
 Train (here are none), and for a cleaner that asks each second whether the controller lives, to free
@@ -9,11 +9,13 @@ when a trial dies, frees the CPUs.
 """
 
 import asyncio
+import os
 import uuid
+from collections.abc import Iterable
 from typing import Any
 
 import ray.train
-from ray import tune
+from ray import PlacementGroupID, tune
 from ray.train._internal.session import get_session
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
@@ -26,12 +28,8 @@ from ray.train.v2._internal.execution.worker_group.placement_group_handle import
 )
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.tune.experiment import Trial
-from ray.util import (
-    get_placement_group,
-    placement_group,
-    placement_group_table,
-    remove_placement_group,
-)
+from ray.util import placement_group, placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 
 
 class Trainer(DataParallelTrainer):
@@ -66,6 +64,15 @@ class TrialTrainer(Trainer):
 class _Workers(WorkerGroup):
     """Their placement group is named after the trial, by which the driver finds it."""
 
+    def _start(self) -> None:
+        try:
+            super()._start()
+        except Exception:
+            if self.has_started():  # Ray forgets such a group, and waits for its CPUs
+                self.get_worker_group_state().shutdown()
+                self._clear_state()
+            raise
+
     def _create_placement_group(
         self, scaling_config: Any, worker_group_context: WorkerGroupContext
     ) -> PlacementGroupHandle:
@@ -83,9 +90,14 @@ class _Controller(TrainController):
     worker_group_cls = _Workers
 
     def stop(self) -> None:
-        """Ends the workers; its process goes on."""
+        """Ends the workers and gives back what was asked for; its process goes on."""
+        self._controller_callback_manager.invoke_best_effort("before_controller_abort")
         if (workers := self.get_worker_group()) is not None:
-            workers.abort()
+            group = workers.get_worker_group_state().placement_group_handle
+            try:
+                workers.abort()
+            finally:
+                group.shutdown()
         self._set_state(AbortedState())
 
 
@@ -102,16 +114,16 @@ class TellTune(ray.train.UserCallback):
         tune.report(metrics[0])
 
 
-class FreeWorkers(tune.Callback):
-    """Frees the CPUs of a trial that a scheduler stopped or whose process has died."""
+class ReleaseWorkers(tune.Callback):
+    """Gives back what a trial's workers had, however the trial ends."""
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        """Has the trial's process end the training before whatever Tune asks of it next.
+        """Has the trial's process end its training before whatever Tune asks of it next.
 
-        Where it is kept for the next trial, Tune would say so only then, and the workers would go
-        on until somebody wants to train there.
+        Where a scheduler stopped the trial and the process is kept for another one, Tune would say
+        so only then, and the workers would go on until somebody wants to train there.
         """
         if (process := trial.temporary_state.ray_actor) is not None:
             process.execute.remote(_end_training)
@@ -119,13 +131,28 @@ class FreeWorkers(tune.Callback):
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        """Removes what a dead process has left of its workers' placement group."""
-        for group in placement_group_table().values():
-            if group["state"] != "REMOVED" and group["name"].startswith(f"{trial.trial_id}:"):
-                remove_placement_group(get_placement_group(group["name"]))
+        """Removes the placement groups that dead processes have left."""
+        _remove_groups([trial, *(one for one in trials if one.is_finished())])
+
+    def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
+        """Removes those whose processes did not come to it."""
+        _remove_groups(trials)
+
+
+def _remove_groups(trials: Iterable[Trial]) -> None:
+    ended = {trial.trial_id for trial in trials}
+    for group in placement_group_table().values():
+        if group["state"] != "REMOVED" and group["name"].partition(":")[0] in ended:
+            number = PlacementGroupID.from_hex(group["placement_group_id"])
+            remove_placement_group(PlacementGroup(number))
 
 
 def _end_training(_: Any) -> None:
-    """Has a trial's next report raise SystemExit, and waits until the training has ended."""
+    """Has the report that a trial waits in raise SystemExit, and waits for the training's end.
+
+    A process that does not come to it within a minute ends itself, so that Tune hears of it.
+    """
     if (session := get_session()) is not None:
         session.finish(timeout=60)
+        if session.training_thread.is_alive():
+            os._exit(1)

@@ -279,13 +279,13 @@ def _train(training: Training, run: Run, shape: "Shape") -> Path:
         with ray_cluster() as dashboard:
             console.print(f"Ray dashboard: {dashboard}", soft_wrap=True)
             check_storage_reaches_all(run.storage)
+            shelf = Shelf({name: found}, {name: root}, console)
+            shelf.check_weights(config)
             check = partial(check_fits, config, found.seen_classes, validate=False)
             resources = allot(shape, console, check)
             check_storage_reaches_all(run.storage)  # those that have come
             save_settings(training, run)
             console.print(f"Running {resources}.")
-            shelf = Shelf({name: found}, {name: root}, console)
-            shelf.check_weights(config)
             data = shelf.data(name, config)
             gauges, title = RunGauges(run.folder.name), Name("training", data.name)
             gauges.state(title, "running")

@@ -1,5 +1,6 @@
 """Runs trials with Ray Tune, and clears away what they leave behind."""
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -11,7 +12,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from dsn_ray.data.storage import Folder
-from dsn_ray.trainer import FreeWorkers
+from dsn_ray.trainer import ReleaseWorkers
 
 
 def run_trials(
@@ -39,6 +40,8 @@ def run_trials(
         name: of Tune's folder below it.
         reuse: have a trial's process go on with the next one.
     """
+    # Results are in the run's own records, not where it looks for them.
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     return tune.Tuner(
         tune.with_resources(trial, {"node:__internal_head__": 0.001}),
         tune_config=tune.TuneConfig(
@@ -47,7 +50,7 @@ def run_trials(
         run_config=tune.RunConfig(
             name=name,
             storage_path=storage,
-            callbacks=[*callbacks, FreeWorkers()],
+            callbacks=[*callbacks, ReleaseWorkers()],
             verbose=0,
         ),
     ).fit()

@@ -31,6 +31,7 @@ from dsn_ray.learner import LOSSES, Learner, losses_by_name
 from dsn_ray.model import DsnNetwork, Teacher, build_network
 from dsn_ray.model.norm import average_running_statistics, synchronise_batch_norm
 from dsn_ray.retrieval import evaluate_features
+from dsn_ray.runtime import quiet_data
 
 _STDERR = 2
 _SEEN_PICTURES = 14_400  # of each domain, as many as the released code draws
@@ -71,6 +72,7 @@ class Watch:
 
 
 def _train(job: dict[str, Any], watch: Watch) -> None:
+    quiet_data()
     torch.set_num_threads(job["threads"])
     config, data = Config.model_validate(job["config"]), job["data"]
     contents = ray.get(data.contents)

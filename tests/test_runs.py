@@ -137,8 +137,9 @@ def test_a_bucket_that_may_not_be_written_to_is_refused(tmp_path, monkeypatch):
         said = r"--storage s3://bucket/runs/first: it cannot be written to \(.*ACCESS_DENIED"
         with pytest.raises(UserError, match=said), run_folder("first", "any", "s3://bucket/runs"):
             pass
+        assert not (tmp_path / "runs").exists()
         run = find_run("first", "s3://bucket/runs")
-        run.folder.mkdir()
+        run.folder.mkdir(parents=True)
         save_settings(Training(Config(), ("sketchy", "S")), run)
         with pytest.raises(UserError, match=said):
             resumed("first", "s3://bucket/runs", False, Training.parse, lambda kept: kept)

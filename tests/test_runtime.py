@@ -3,6 +3,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import ray
@@ -150,6 +151,10 @@ def process():
     return os.getpid()
 
 
+def surroundings():
+    return Path.cwd(), os.environ.get("GIVEN")
+
+
 def divided(one, other):
     return divmod(one, other)
 
@@ -158,9 +163,14 @@ def refuse(what):
     raise UserError(f"{what} cannot be used.")
 
 
-def test_work_apart_has_a_process_of_its_own_and_its_refusals_arrive_as_such(connected):
+def test_work_apart_has_a_process_of_its_own_and_its_refusals_arrive_as_such(
+    connected, tmp_path, monkeypatch
+):
     one, other = (fetched(apart(process).remote()) for _ in range(2))
     assert len({one, other, os.getpid()}) == 3
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIVEN", "here")
+    assert fetched(apart(surroundings).remote()) == (tmp_path, "here")
     assert fetched(list(apart(divided, results=2).remote(7, 2))) == [3, 1]
     with pytest.raises(UserError) as refused:
         fetched(apart(refuse).remote("This"))

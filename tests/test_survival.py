@@ -316,6 +316,7 @@ def test_a_sweep_survives_a_hang_a_notice_and_a_full_object_store(
     asked = options(tmp_path, drawings, trials=4)
     with running(tmp_path, "tune", *asked, "--patience", "30") as sweep:
         sweep.wait_for("trial 2/4 epoch 1/")
+        assert "libtorch" not in Path(f"/proc/{sweep.process.pid}/maps").read_text()
         os.kill(nodes.workers[0], signal.SIGSTOP)
         sweep.wait_for("trial 3/4 epoch 1/")
         give_notice(nodes)

@@ -3,15 +3,17 @@
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 import ray.train
 from ray.tune import Callback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.util import placement_group, placement_group_table
 from ray.util.state import list_actors
 
 from dsn_ray.search import ListSearcher
-from dsn_ray.trainer import TellTune, TrialTrainer
+from dsn_ray.trainer import ReleaseWorkers, TellTune, TrialTrainer
 from dsn_ray.trials import run_trials
 
 EPOCHS = 3
@@ -92,7 +94,10 @@ def test_a_trial_that_is_stopped_leaves_its_cpus_to_the_next(connected, tmp_path
 def test_a_trial_that_is_stopped_ends_before_another_wants_its_cpus(
     connected, ray_address, tmp_path
 ):
+    deadline = time.monotonic() + 60
+
     def room():
+        assert time.monotonic() < deadline, "the stopped trial goes on"
         workers = actors_of(ray_address, "RayTrainWorker")
         return 0 if any(one.state == "ALIVE" for one in workers) else 1
 
@@ -107,6 +112,20 @@ def test_a_process_that_is_killed_in_its_second_trial_leaves_its_cpus(connected,
     assert [epoch for epoch in epochs if epoch[0] != 1] == [
         (number, epoch) for number in (0, 2) for epoch in range(1, EPOCHS + 1)
     ]
+
+
+def test_what_dead_processes_left_of_ended_trials_is_removed(connected):
+    names = ["failed:1", "ended:2", "running:3"]
+    groups = {name: placement_group([{"CPU": 0.1}], name=name) for name in names}
+    failed, ended, running = (
+        SimpleNamespace(trial_id=name[:-2], is_finished=lambda name=name: name == "ended:2")
+        for name in names
+    )
+    ReleaseWorkers().on_trial_error(1, [failed, ended, running], failed)
+    states = {name: placement_group_table(group)["state"] for name, group in groups.items()}
+    assert [states[name] == "REMOVED" for name in names] == [True, True, False]
+    ReleaseWorkers().on_experiment_end([failed, ended, running])
+    assert placement_group_table(groups["running:3"])["state"] == "REMOVED"
 
 
 @pytest.mark.parametrize("breaks", [1, 2])
