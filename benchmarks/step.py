@@ -3,10 +3,10 @@
     python -m benchmarks.step SKETCHY_ROOT --work FOLDER
 
 The bare loop has the same network, losses and augmentation, feeds itself from decoded pictures in
-memory by torch's DataLoader (the better of no and two worker processes), and knows nothing of Ray;
-it has a process of its own, as people start it. All run one after another on the same cores, the
-bare loop before and after ours, with EfficientNet-Lite0 at 112 px. Steps with and without a teacher
-take turns in one process.
+memory by torch's DataLoader (with no or two worker processes, whichever was faster in the epoch
+before), and knows nothing of Ray; it has a process of its own, as people start it. All run one
+after another on the same cores, the bare loop before and after ours, with EfficientNet-Lite0 at
+112 px. Steps with and without a teacher take turns in one process.
 """
 
 import argparse
@@ -102,20 +102,18 @@ def bare(root: Path) -> float:
         paths = [r.path for r in source.records if r.domain == domain and r.split == "seen"]
         pixels = [decode((root / path).read_bytes(), PX) for path in paths[: STEPS * size]]
         loaders_of.append((InMemory(pixels, domain == "sketch"), size))
-    rates = []
-    for workers in (0, 2):
-        learning = learner()
+    learning, logits = learner(), torch.zeros(PHOTOS, 1000)
+
+    def epoch(workers: int) -> float:
         sides = [DataLoader(d, size, num_workers=workers) for d, size in loaders_of]
-        logits = torch.zeros(PHOTOS, 1000)
-        for epoch in range(2):
-            started, steps = time.perf_counter(), 0
-            for (sketches, its), (photos, theirs) in zip(*sides, strict=True):
-                learning.step(Batch(sketches, its, photos, theirs, logits))
-                steps += 1
-            took = time.perf_counter() - started
-            if epoch:
-                rates.append(steps * (SKETCHES + PHOTOS) / took)
-    return max(rates)
+        started, steps = time.perf_counter(), 0
+        for (sketches, its), (photos, theirs) in zip(*sides, strict=True):
+            learning.step(Batch(sketches, its, photos, theirs, logits))
+            steps += 1
+        return steps * (SKETCHES + PHOTOS) / (time.perf_counter() - started)
+
+    epoch(0)
+    return epoch(max((0, 2), key=epoch))
 
 
 def median_of(work: Callable[[], object], repeats: int = 15) -> float:
