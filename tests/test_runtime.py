@@ -63,7 +63,7 @@ def left_behind(address, monkeypatch):
     monkeypatch.setattr(
         services,
         "canonicalize_bootstrap_address",
-        lambda given, *rest: found(given, *rest) if given else address,
+        lambda given, *rest, **more: found(given, *rest, **more) if given else address,
     )
 
 

@@ -12,11 +12,23 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.util import placement_group, placement_group_table
 from ray.util.state import list_actors
 
+from dsn_ray.runtime import ray_cluster
 from dsn_ray.search import ListSearcher
 from dsn_ray.trainer import ReleaseWorkers, TellTune, TrialTrainer
 from dsn_ray.trials import run_trials
+from tests.test_runtime import left_behind
 
 EPOCHS = 3
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    # Not the tests' shared cluster: a process that once had a cluster of its own, as this one may,
+    # wants Ray's token of everybody, and that cluster has none.
+    with pytest.MonkeyPatch.context() as patch:
+        left_behind(None, patch)
+        with ray_cluster():
+            yield
 
 
 def train(job):
@@ -63,16 +75,12 @@ def run(folder, jobs, scheduler=None, room=lambda: 1):
     return ended.errors, heard.epochs
 
 
-def actors_of(ray_address, kind):
-    return [one for one in list_actors(ray_address, limit=1000) if one.class_name == kind]
-
-
-def test_every_epoch_is_told_and_trials_share_a_process(connected, ray_address, tmp_path):
-    before = {actor.actor_id for actor in list_actors(ray_address, limit=1000)}
+def test_every_epoch_is_told_and_trials_share_a_process(cluster, tmp_path):
+    before = {actor.actor_id for actor in list_actors(limit=1000)}
     errors, epochs = run(tmp_path, [job(), job()])
     assert not errors
     assert epochs == [(number, epoch) for number in (0, 1) for epoch in range(1, EPOCHS + 1)]
-    actors = [one for one in list_actors(ray_address, limit=1000) if one.actor_id not in before]
+    actors = [one for one in list_actors(limit=1000) if one.actor_id not in before]
     kinds = [one.class_name for one in actors]
     assert kinds.count("RayTrainWorker") == 4
     assert kinds.count("ImplicitFunc") == 1
@@ -85,28 +93,26 @@ class StopAtTwo(FIFOScheduler):
         return TrialScheduler.STOP if result["epoch"] == 2 else TrialScheduler.CONTINUE
 
 
-def test_a_trial_that_is_stopped_leaves_its_cpus_to_the_next(connected, tmp_path):
+def test_a_trial_that_is_stopped_leaves_its_cpus_to_the_next(cluster, tmp_path):
     errors, epochs = run(tmp_path, [job(1000, 0.1), job(1000, 0.1)], StopAtTwo())
     assert not errors
     assert epochs == [(0, 1), (0, 2), (1, 1), (1, 2)]
 
 
-def test_a_trial_that_is_stopped_ends_before_another_wants_its_cpus(
-    connected, ray_address, tmp_path
-):
+def test_a_trial_that_is_stopped_ends_before_another_wants_its_cpus(cluster, tmp_path):
     deadline = time.monotonic() + 60
 
     def room():
         assert time.monotonic() < deadline, "the stopped trial goes on"
-        workers = actors_of(ray_address, "RayTrainWorker")
-        return 0 if any(one.state == "ALIVE" for one in workers) else 1
+        alive = [one.class_name for one in list_actors(limit=1000) if one.state == "ALIVE"]
+        return 0 if "RayTrainWorker" in alive else 1
 
     errors, epochs = run(tmp_path, [job(1000, 0.1), job(1000, 0.1)], StopAtTwo(), room)
     assert not errors
     assert epochs == [(0, 1), (0, 2), (1, 1), (1, 2)]
 
 
-def test_a_process_that_is_killed_in_its_second_trial_leaves_its_cpus(connected, tmp_path):
+def test_a_process_that_is_killed_in_its_second_trial_leaves_its_cpus(cluster, tmp_path):
     errors, epochs = run(tmp_path, [job(), job(1000, 0.1, kills=2), job()])
     assert len(errors) == 1
     assert [epoch for epoch in epochs if epoch[0] != 1] == [
@@ -114,7 +120,7 @@ def test_a_process_that_is_killed_in_its_second_trial_leaves_its_cpus(connected,
     ]
 
 
-def test_what_dead_processes_left_of_ended_trials_is_removed(connected):
+def test_what_dead_processes_left_of_ended_trials_is_removed(cluster):
     names = ["failed:1", "ended:2", "running:3"]
     groups = {name: placement_group([{"CPU": 0.1}], name=name) for name in names}
     failed, ended, running = (
@@ -129,7 +135,7 @@ def test_what_dead_processes_left_of_ended_trials_is_removed(connected):
 
 
 @pytest.mark.parametrize("breaks", [1, 2])
-def test_a_worker_that_raises_fails_its_trial(connected, tmp_path, breaks):
+def test_a_worker_that_raises_fails_its_trial(cluster, tmp_path, breaks):
     (error,), epochs = run(tmp_path, [job(breaks=breaks)])
     assert "this worker is broken" in str(error)
     assert epochs == [(0, epoch) for epoch in range(1, breaks)]
