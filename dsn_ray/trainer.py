@@ -45,8 +45,9 @@ class Trainer(DataParallelTrainer):
 class TrialTrainer(Trainer):
     """Trains with its controller in this process, which has to be a trial's.
 
-    Ray 2.60 has no switch for it, so private methods are replaced; a Ray without these starts its
-    own controller, and `TellTune` reports from there to nobody: the tests would say so.
+    Ray 2.60 has no switch for it, so private methods are replaced. In a Ray without these the
+    imports above fail, or it starts its own controller and `TellTune` reports from there to nobody:
+    the tests would say so.
     """
 
     _unwanted = (*Trainer._unwanted, PlacementGroupCleanerCallback)
