@@ -44,6 +44,7 @@
     trials.py       running them with Ray Tune
     progress.py     what a person sees of them
     final.py        the final job
+    results.py      what it is to train, and what came of it
     tables.py       its results, means, spreads and noise
     details.py      what lies behind them: per class, per recall, the photos found
     record.py       what a run writes down of itself, and reads back

@@ -135,9 +135,10 @@ def check(
 
 def _sweep(sweep: Sweep, run: Run, shape: "Shape", part: Part) -> None:
     from dsn_ray.data.shards import locate
-    from dsn_ray.final import FinalResults, candidates_of, final_job
+    from dsn_ray.final import final_job
     from dsn_ray.record import session
     from dsn_ray.report import MissingExtraError, write_report
+    from dsn_ray.results import FinalResults, candidates_of
     from dsn_ray.room import allot, check_storage_reaches_all, cluster_size, room_for
     from dsn_ray.runtime import ray_cluster
     from dsn_ray.shelf import Shelf

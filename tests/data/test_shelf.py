@@ -1,8 +1,6 @@
 """What the trainings of a run share in the object store."""
 
 import io
-import subprocess
-import sys
 
 import pytest
 import ray
@@ -68,17 +66,3 @@ def test_an_embedding_longer_than_the_weights_rank_is_refused(shards, monkeypatc
 def test_random_weights_have_no_rank(shards):
     random = {"network.weights": "none", "network.dim": 1000}
     new_shelf(shards).check_weights(Config().with_settings(random))
-
-
-def test_what_loads_data_does_without_torch():
-    """A command that waits for trainings does not hold it beside their workers."""
-    rooms = "sweeping, training, final, shelf, rating, trials, data.pictures, data.teaching"
-    imports = "; ".join(f"import dsn_ray.{room}" for room in rooms.split(", "))
-    said = subprocess.run(
-        [sys.executable, "-c", f"{imports}; import sys; print('torch' in sys.modules)"],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    ).stdout
-    assert said == "False\n"
