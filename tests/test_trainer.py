@@ -81,7 +81,7 @@ def test_every_epoch_is_told_and_trials_share_a_process(cluster, tmp_path):
     assert not errors
     assert epochs == [(number, epoch) for number in (0, 1) for epoch in range(1, EPOCHS + 1)]
     actors = [one for one in list_actors(limit=1000) if one.actor_id not in before]
-    kinds = [one.class_name for one in actors]
+    kinds = [one.class_name.rpartition(".")[2] for one in actors]
     assert kinds.count("RayTrainWorker") == 4
     assert kinds.count("ImplicitFunc") == 1
     others = {"TrainController", "_QueueActor", "DatasetManager", "PlacementGroupCleaner"}
