@@ -98,9 +98,9 @@ class MemoryBank(nn.Module):
         photo_sum = members @ image_features.detach().to(dtype)
         # Within a class, the product with the sum ranks as the cosine to the mean does, once
         # divided by one's own length. Without photos it is 0 for everyone.
-        held = self.features[touched]
-        old_closeness = torch.bmm(held, photo_sum[:, :, None])[:, :, 0] / _length(held)
-        new_closeness = (new * photo_sum[owners]).sum(dim=1) / _length(new)
+        held = self.features.index_select(0, touched)
+        old_closeness = torch.bmm(photo_sum[:, None], held.mT)[:, 0] / _length(held)
+        new_closeness = (new * photo_sum.index_select(0, owners)).sum(dim=1) / _length(new)
         in_use = torch.arange(self.k, device=device) < self.filled_places[touched, None]
         old_closeness[~in_use] = -math.inf
 
