@@ -280,6 +280,11 @@ def quiet_log(name: str, folder: Path | None = None) -> "Iterator[Console]":
         raise
 
 
+def counted(amount: float, noun: str) -> str:
+    """An amount and its noun, as in "1 worker", "2 workers" and "0.5 GPU"."""
+    return f"{amount:g} {noun}{'s' * (amount > 1 or amount == 0)}"
+
+
 def _first_line(error: BaseException) -> str:
     """What the innermost cause says: Ray wraps errors, and their text, several times."""
     cause: Any = error

@@ -154,7 +154,7 @@ def main(arguments: list[str] | None) -> None:
         if not faults:
             print(f"{path}: nothing wrong was found; nothing was started.")
     if count:
-        raise UserError(f"{count} fault{'s' * (count > 1)} to mend before the cluster is started.")
+        raise UserError(f"{cli.counted(count, 'fault')} to mend before the cluster is started.")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from ray.tune.schedulers import FIFOScheduler
 from rich.console import Console
 
 from dsn_ray.checkpoint import open_checkpoint
+from dsn_ray.cli import counted
 from dsn_ray.config import Config
 from dsn_ray.data.storage import Folder
 from dsn_ray.errors import DataWarning, UserError, warnings_shown_by
@@ -93,8 +94,7 @@ def final_job(
     left = [first for first, *_ in equal.values()]
     epochs = [one.config.train.epochs for one in left]
     console.print(
-        f"{len(left)} final training{'s' * (len(left) > 1)} on all seen classes, {sum(epochs)} "
-        "epochs",
+        f"{counted(len(left), 'final training')} on all seen classes, {sum(epochs)} epochs",
         soft_wrap=True,
     )
     held = {at: ray.put(pictures) for at, pictures in unseen.items()}

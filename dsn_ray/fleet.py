@@ -15,6 +15,8 @@ from typing import Any
 
 import yaml
 
+from dsn_ray.cli import counted
+
 _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _HEAD = "node:__internal_head__"
 
@@ -46,8 +48,8 @@ class Machines:
 
     def __str__(self) -> str:
         """For people."""
-        gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
-        return f"{self.most} x {self.cpus:g} CPU{gpus} ({self.name})"
+        gpus = f" and {counted(self.gpus, 'GPU')}" if self.gpus else ""
+        return f"{self.most} x {counted(self.cpus, 'CPU')}{gpus} ({self.name})"
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from dsn_ray.cli import counted
 from dsn_ray.config import Config
 from dsn_ray.data.shards import Shards, locate
 from dsn_ray.space import describe
@@ -168,12 +169,12 @@ def _asked(shape: "Shape") -> str:
     workers = shape.workers or 2
     cpus = "an equal share of the CPUs"
     if shape.cpus_per_worker is not None:
-        cpus = f"{shape.cpus_per_worker:g} CPU"
+        cpus = counted(shape.cpus_per_worker, "CPU")
     gpus = "1 GPU where there are any"
     if shape.gpus_per_worker is not None:
-        gpus = f"{shape.gpus_per_worker:g} GPU"
+        gpus = counted(shape.gpus_per_worker, "GPU")
     alone = " (1 where there is one GPU)" if shape.workers is None else ""
-    return f"{workers} worker{'s' * (workers > 1)}{alone}, each with {cpus} and {gpus}"
+    return f"{counted(workers, 'worker')}{alone}, each with {cpus} and {gpus}"
 
 
 def _pictures(config: Config, found: "Source | Shards", held_out: int) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from dsn_ray import fleet
+from dsn_ray.cli import counted
 from dsn_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -77,11 +78,10 @@ class Resources:
 
     def __str__(self) -> str:
         """One line for people."""
-        gpus = f" and {self.gpus_per_worker:g} GPU" if self.gpus_per_worker else ""
+        gpus = f" and {counted(self.gpus_per_worker, 'GPU')}" if self.gpus_per_worker else ""
         return (
-            f"{self.concurrent} training{'s' * (self.concurrent > 1)} at a time, each on "
-            f"{self.workers} worker{'s' * (self.workers > 1)} with "
-            f"{self.cpus_per_worker:g} CPU{gpus}"
+            f"{counted(self.concurrent, 'training')} at a time, each on "
+            f"{counted(self.workers, 'worker')} with {counted(self.cpus_per_worker, 'CPU')}{gpus}"
         )
 
 
@@ -160,9 +160,9 @@ def cluster_size() -> str:
 
     now = ray.cluster_resources()
     nodes = sum(node["Alive"] for node in ray.nodes())
-    gpus = f" and {now['GPU']:g} GPU{'s' * (now['GPU'] > 1)}" if now.get("GPU") else ""
+    gpus = f" and {counted(now['GPU'], 'GPU')}" if now.get("GPU") else ""
     where = f" on {nodes} nodes" if nodes > 1 else ""
-    return f"{now.get('CPU', 0):g} CPU{'s' * (now.get('CPU', 0) != 1)}{gpus}{where}"
+    return f"{counted(now.get('CPU', 0), 'CPU')}{gpus}{where}"
 
 
 def check_storage_reaches_all(storage: str) -> None:
@@ -263,9 +263,9 @@ def _await(chosen: Resources, wait: float, console: Console) -> None:
             if time.monotonic() > deadline:
                 raise UserError(
                     f"--wait {wait:g}: the cluster did not grow to {wanted} in time; it has "
-                    f"{ray.cluster_resources().get('CPU', 0):g} CPUs and "
-                    f"{ray.cluster_resources().get('GPU', 0):g} GPUs. `ray status` on the "
-                    "head says what keeps machines away, such as a quota."
+                    f"{counted(ray.cluster_resources().get('CPU', 0), 'CPU')} and "
+                    f"{counted(ray.cluster_resources().get('GPU', 0), 'GPU')}. `ray status` on "
+                    "the head says what keeps machines away, such as a quota."
                 )
             time.sleep(1.0)
     finally:

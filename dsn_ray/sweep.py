@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from dsn_ray.cli import counted
 from dsn_ray.config import Config, layered
 from dsn_ray.errors import UserError
 from dsn_ray.space import Space, describe
@@ -62,7 +63,7 @@ class Sweep:
         whole = len(self.space.grid()) if self.space.sampler.name == "grid" else 0
         if self.trials < whole:
             return f"the first {self.trials} of the grid's {whole} points"
-        return f"{self.trials} {'point' if whole else 'setting'}{'s' * (self.trials != 1)}"
+        return counted(self.trials, "point" if whole else "setting")
 
     def config_on(self, data: str, variant: str | None = None) -> Config:
         """The configuration on a data set."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from dsn_ray.cli import counted
 from dsn_ray.rating import Row
 
 PAPER: dict[tuple[str, int, str], tuple[float, float]] = {
@@ -158,7 +159,7 @@ def partial_note(missing: int) -> str:
     """What a title says where trainings are missing; else nothing."""
     if not missing:
         return ""
-    return f" (PARTIAL: {missing} training{'s' * (missing > 1)} missing)"
+    return f" (PARTIAL: {counted(missing, 'training')} missing)"
 
 
 def title_of(training: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 
-from dsn_ray.cli import command, parser
+from dsn_ray.cli import command, counted, parser
 from dsn_ray.errors import DataWarning
 from dsn_ray.runtime import chatter_to, people_console
 
@@ -45,3 +45,11 @@ def test_what_is_wrong_with_an_option_is_one_line(capsys):
     assert capsys.readouterr().err == (
         "error: unrecognized arguments: --plian (python -m dsn_ray.any --help).\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("amount", "said"),
+    [(0, "0 GPUs"), (0.5, "0.5 GPU"), (1, "1 GPU"), (1.5, "1.5 GPUs"), (48.0, "48 GPUs")],
+)
+def test_amounts_are_counted_as_people_do(amount, said):
+    assert counted(amount, "GPU") == said

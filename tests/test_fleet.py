@@ -106,8 +106,8 @@ def test_the_largest_of_each_and_no_more_than_all_together():
     assert both.sum(lambda kind: kind.cpus) == 8 + 96 + 48
     assert both.places(1, 3) == 2
     assert str(both) == (
-        "1 x 8 CPU (head), 2 x 48 CPU and 4 GPU (a), 2 x 48 CPU and 4 GPU (b), "
-        "1 x 96 CPU (c), of these at most 2 beside the head"
+        "1 x 8 CPUs (head), 2 x 48 CPUs and 4 GPUs (a), 2 x 48 CPUs and 4 GPUs (b), "
+        "1 x 96 CPUs (c), of these at most 2 beside the head"
     )
 
 

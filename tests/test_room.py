@@ -142,7 +142,7 @@ def test_a_head_without_a_gpu_waits_for_the_machines_of_its_file(
     ("growth", "shape", "words"),
     [
         (GPUS, Shape(workers=1, gpus_per_worker=8), "room for 0 such workers at its largest"),
-        (GPUS, Shape(cpus_per_worker=52), r"which is 1 x 8 CPU \(head\), 2 x 48 CPU and 4 GPU"),
+        (GPUS, Shape(cpus_per_worker=52), r"which is 1 x 8 CPUs \(head\), 2 x 48 CPUs and 4 GPUs"),
         (GPUS, Shape(concurrent=5), "--workers 2 .* --concurrent 5: .* room for 8 such workers"),
         (PODS, Shape(cpus_per_worker=9), "workers 2 --cpus-per-worker 9 --gpus-per-worker 1: "),
         (
@@ -366,7 +366,7 @@ def test_a_gpu_that_an_autoscaler_adds_is_awaited(growing):
     said = ask(growing, 0)
     assert "Waiting up to 0 s for nodes with 1 x {'CPU': 1.0, 'GPU': 1.0}." in said
     assert "--wait 0: the cluster did not grow to 1 x {'CPU': 1.0, 'GPU': 1.0} in time" in said
-    assert "1 training at a time, each on 1 worker with 2 CPU and 1 GPU" in ask(growing, 60)
+    assert "1 training at a time, each on 1 worker with 2 CPUs and 1 GPU" in ask(growing, 60)
 
 
 @pytest.mark.slow
@@ -402,6 +402,6 @@ def test_a_worker_needs_something(ray_address):
 def test_resources_on_one_line():
     assert str(Resources(2, 1.0, 0.0, 1)) == ("1 training at a time, each on 2 workers with 1 CPU")
     assert str(Resources(1, 4.0, 0.5, 3)) == (
-        "3 trainings at a time, each on 1 worker with 4 CPU and 0.5 GPU"
+        "3 trainings at a time, each on 1 worker with 4 CPUs and 0.5 GPU"
     )
     assert Resources(2, 1.0, 0.0, 1).per_worker == {"CPU": 1.0}

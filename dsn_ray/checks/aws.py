@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from dsn_ray.checks.faults import Fault, key_faults, mapping, number, sequence
+from dsn_ray.cli import counted
 
 TABLES = Path(__file__).parents[1] / "data" / "files" / "aws.yaml"
 SPOT_THEN_ON_DEMAND = "dsn_ray.spot.SpotThenOnDemand"
@@ -113,13 +114,13 @@ def _resource_faults(machine: Any, resources: dict[str, Any], key: str) -> Itera
     if not 0 < number(resources.get("CPU")) <= cpus:
         yield Fault(
             f"{key}.resources.CPU",
-            f"it is {resources.get('CPU', 'missing')}, and {machine} has {cpus} CPUs",
+            f"it is {resources.get('CPU', 'missing')}, and {machine} has {counted(cpus, 'CPU')}",
             f"give 1 to {cpus}",
         )
     if number(resources.get("GPU")) != gpus:
         yield Fault(
             f"{key}.resources.GPU",
-            f"it is {resources.get('GPU', 'missing')}, and {machine} has {gpus} GPUs",
+            f"it is {resources.get('GPU', 'missing')}, and {machine} has {counted(gpus, 'GPU')}",
             f"give {gpus}" if gpus else "leave it out",
         )
 

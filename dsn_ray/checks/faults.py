@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from dsn_ray.cli import counted
 from dsn_ray.fleet import Fleet
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -148,18 +149,23 @@ def fit_faults(fleet: Fleet, workers: int, cpus: float, gpus: float) -> Iterator
         cpus: that each worker asks for.
         gpus: that each worker asks for.
     """
-    asked = f"{cpus:g} CPUs and {gpus:g} GPUs"
+    asked = _size(cpus, gpus)
     for kind in fleet.kinds:
         if (kind.gpus or not gpus) and not kind.places(cpus, gpus):
             yield Fault(
                 kind.name,
-                f"{kind.cpus:g} CPUs and {kind.gpus:g} GPUs hold no worker with {asked}",
+                f"{_size(kind.cpus, kind.gpus)} hold no worker with {asked}",
                 "take larger machines, or ask for less",
             )
     places = fleet.places(cpus, gpus)
     if places < workers:
         yield Fault(
             "the whole cluster",
-            f"it has room for {places} workers with {asked}, and a training asks for {workers}",
+            f"it has room for {counted(places, 'worker')} with {asked}, and a training asks for "
+            f"{workers}",
             "allow more machines or larger ones, or ask for less",
         )
+
+
+def _size(cpus: float, gpus: float) -> str:
+    return f"{counted(cpus, 'CPU')} and {counted(gpus, 'GPU')}"
