@@ -24,7 +24,6 @@ _RAY_ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, which says how to go on
 }
 _ON_ONE_NODE = {
-    "MALLOC_ARENA_MAX": "1",  # Ray's own processes here, some thirty, take less memory
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes it away with a warning
 }
 _WIDTH_OF_FILES = 140
