@@ -28,24 +28,27 @@ def make_scheduler(space: Space, metric: str, epochs: int) -> "NumberedScheduler
                 max_t=epochs,
                 grace_period=grace,
                 reduction_factor=space.scheduler.reduction_factor,
-            )
+            ),
+            epochs,
         )
     if space.scheduler.name == "median":
-        return NumberedScheduler(MedianStoppingRule(**common, grace_period=grace))
-    return NumberedScheduler(FIFOScheduler())
+        return NumberedScheduler(MedianStoppingRule(**common, grace_period=grace), epochs)
+    return NumberedScheduler(FIFOScheduler(), epochs)
 
 
 class NumberedScheduler(FIFOScheduler):
     """A scheduler that knows a trial by its own number, whichever process runs it.
 
     So one that goes on in a later process is judged as if nothing had happened, and once for each
-    epoch, though a training that was interrupted tells its last one again.
+    epoch, though a training that was interrupted tells its last one again. After its last epoch
+    it ends by itself.
     """
 
-    def __init__(self, rule: TrialScheduler) -> None:
-        """Lets another scheduler judge."""
+    def __init__(self, rule: TrialScheduler, epochs: int) -> None:
+        """Lets another scheduler judge trials of so many epochs."""
         super().__init__()
         self._rule = rule
+        self._epochs = epochs
         self._judged: dict[_Known, int] = {}
 
     def remind(self, study: optuna.Study, metric: str) -> None:
@@ -70,7 +73,8 @@ class NumberedScheduler(FIFOScheduler):
         if result["epoch"] <= self._judged.get(known, 0):
             return TrialScheduler.CONTINUE
         self._judged[known] = result["epoch"]
-        return str(self._rule.on_trial_result(tune_controller, known, result))
+        judgement = self._rule.on_trial_result(tune_controller, known, result)
+        return TrialScheduler.CONTINUE if result["epoch"] >= self._epochs else str(judgement)
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         """Passes it on."""

@@ -38,6 +38,19 @@ def test_a_scheduler_remembers_what_an_earlier_process_saw(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["asha", "median"])
+def test_the_last_epoch_ends_by_itself(name):
+    scheduler = make_scheduler(space(scheduler={"name": name}), "mAP", epochs=3)
+    running = SimpleNamespace(get_live_trials=tuple)
+    for trial, value in ((known(1), 0.9), (known(2), 0.9), (known(3), 0.9), (known(4), 0.01)):
+        scheduler.on_trial_add(running, trial)
+        for epoch in (1, 2, 3) if value > 0.5 else (3,):
+            result = {"epoch": epoch, "mAP": value}
+            assert scheduler.on_trial_result(running, trial, result) == "CONTINUE"
+            if epoch == 3:
+                scheduler.on_trial_complete(running, trial, result)
+
+
+@pytest.mark.parametrize("name", ["asha", "median"])
 def test_a_resumed_trial_is_judged_as_an_undisturbed_one(tmp_path, monkeypatch, name):
     of = space(scheduler={"name": name})
     search, scheduler = searcher(tmp_path, of, 8, lambda: 4), make_scheduler(of, "mAP", epochs=8)
