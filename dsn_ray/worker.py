@@ -31,6 +31,7 @@ from dsn_ray.learner import LOSSES, Learner, losses_by_name
 from dsn_ray.model import DsnNetwork, Teacher, build_network
 from dsn_ray.model.norm import average_running_statistics, synchronise_batch_norm
 from dsn_ray.retrieval import evaluate_features
+from dsn_ray.retrieval.metrics import ALONE, Ranks
 from dsn_ray.runtime import quiet_data
 
 _STDERR = 2
@@ -78,6 +79,7 @@ def _train(job: dict[str, Any], watch: Watch) -> None:
     contents = ray.get(data.contents)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
+    ranks = Ranks(rank, world, _gathered) if world > 1 else ALONE
 
     classes, held_out_labels = split_labels(data.seen_classes, config.data, job["validate"])
     pictures = {"sketch": contents.sketches, "photo": contents.photos}
@@ -154,12 +156,12 @@ def _train(job: dict[str, Any], watch: Watch) -> None:
         if job["validate"]:
             sides = [(t, rows_of_classes(t.labels, held_out_labels)) for t in (sketches, photos)]
             which = "real", "standard"
-            metrics[OBJECTIVE] = _map_of(sides, network, rank, world, which, watch)
+            metrics[OBJECTIVE] = _map_of(sides, network, ranks, which, watch)
         if config.train.keep == "best_seen":
             each = max(1, _SEEN_PICTURES // len(classes))
             sides = [(t, rows_of_classes(t.labels, classes, each)) for t in (queries, photos)]
             which = "binary", "published"
-            metrics[SEEN] = _map_of(sides, network, rank, world, which, watch)
+            metrics[SEEN] = _map_of(sides, network, ranks, which, watch)
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = None
             if rank == 0:
@@ -170,6 +172,13 @@ def _train(job: dict[str, Any], watch: Watch) -> None:
             ray.train.report(metrics, checkpoint=checkpoint)
         if not math.isfinite(metrics["loss_total"]):
             break  # what has diverged does not come back
+
+
+def _gathered(part: Any) -> list[Any]:
+    """Every rank's part."""
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, part)
+    return parts
 
 
 def _one_epoch(
@@ -203,18 +212,16 @@ def _one_epoch(
 def _map_of(
     sides: Sequence[tuple[PictureTable, NDArray[np.int64]]],
     network: DsnNetwork,
-    rank: int,
-    world: int,
+    ranks: Ranks,
     which: tuple[str, str],
     watch: Watch,
 ) -> float:
-    """mAP@all of some rows of sketches and photos; each rank embeds a part.
+    """mAP@all of some rows of sketches and photos; each rank embeds and rates a part.
 
     Args:
         sides: the table of sketches and some of its rows, then those of photos.
         network: what is rated.
-        rank: this worker.
-        world: the number of workers.
+        ranks: the workers.
         which: codes and protocol.
         watch: is shown every batch.
 
@@ -226,7 +233,7 @@ def _map_of(
     sides = [(table, reading_order(table, rows)) for table, rows in sides]
     mine: list[NDArray[np.float32]] = []
     for flag, (table, all_rows) in enumerate(sides):
-        rows = all_rows[rank::world]
+        rows = all_rows[ranks.rank :: ranks.world]
         features = [np.zeros((0, network.embedding.out_features), np.float32)]
         with torch.inference_mode():
             for pictures, chosen in plain_batches(table, rows, 64):
@@ -234,19 +241,16 @@ def _map_of(
                 is_photo = torch.full((len(chosen),), flag, device=device)
                 features.append(network.embed(pictures.to(device), is_photo).cpu().numpy())
         mine.append(np.concatenate(features))
-    parts: list[Any] = [mine]
-    if world > 1:
-        parts = [None] * world
-        dist.all_gather_object(parts, mine)
+    parts = ranks.gather(mine)
     arguments: list[Any] = []
     for (table, all_rows), pieces in zip(sides, zip(*parts, strict=True), strict=True):
         whole = np.empty((len(all_rows), pieces[0].shape[1]), np.float32)
         for part, piece in enumerate(pieces):
-            whole[part::world] = piece
+            whole[part :: ranks.world] = piece
         if not np.isfinite(whole).all():
             return math.nan
         arguments += [whole, table.labels[all_rows]]
-    rated = evaluate_features(*arguments, binary=which[0] == "binary")
+    rated = evaluate_features(*arguments, binary=which[0] == "binary", ranks=ranks)
     return next(
         row["value"]
         for row in rated

@@ -12,7 +12,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from dsn_ray.worker import _map_of
+from dsn_ray.retrieval.metrics import ALONE, Ranks
+from dsn_ray.worker import _gathered, _map_of
 from tests.test_learner import PX, make_learner
 
 ALIVE = SimpleNamespace(alive=lambda: None)
@@ -31,10 +32,10 @@ class Drawings:
         return self._pixels[row]
 
 
-def rated(rank, world):
+def rated(ranks):
     sides = [(Drawings(13, 1), np.arange(13)), (Drawings(20, 2), np.arange(1, 20))]
     return [
-        _map_of(sides, make_learner().network, rank, world, which, ALIVE)
+        _map_of(sides, make_learner().network, ranks, which, ALIVE)
         for which in (("real", "standard"), ("binary", "published"))
     ]
 
@@ -44,7 +45,7 @@ def rate_rank(rank, world, address, results):
     dist.init_process_group(
         "gloo", init_method=address, rank=rank, world_size=world, timeout=timedelta(seconds=60)
     )
-    torch.save(rated(rank, world), f"{results}/{rank}.pt")
+    torch.save(rated(Ranks(rank, world, _gathered)), f"{results}/{rank}.pt")
     dist.barrier()
     os._exit(0)
 
@@ -52,7 +53,7 @@ def rate_rank(rank, world, address, results):
 def test_two_ranks_rate_as_one_does(tmp_path):
     arguments = (2, f"file://{tmp_path}/rendezvous", str(tmp_path))
     torch.multiprocessing.start_processes(rate_rank, arguments, nprocs=2, start_method="spawn")
-    alone = rated(0, 1)
+    alone = rated(ALONE)
     for rank in range(2):
         values = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert values == pytest.approx(alone, abs=1e-9)
@@ -63,7 +64,7 @@ def test_a_network_that_diverged_is_rated_nan():
     network = make_learner().network
     torch.nn.init.constant_(network.embedding.weight, math.nan)
     sides = [(Drawings(6, 1), np.arange(6))] * 2
-    assert math.isnan(_map_of(sides, network, 0, 1, ("real", "standard"), ALIVE))
+    assert math.isnan(_map_of(sides, network, ALONE, ("real", "standard"), ALIVE))
 
 
 HANGS = """

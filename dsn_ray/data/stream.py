@@ -313,6 +313,8 @@ class PairStream:
             batch_size=1,
             collate_fn=collate,
             prefetch_batches=self._ahead,
+            # Ray would move all of a batch to the GPU, and `views_on_device` wait for the draws.
+            device="cpu" if self._on_device else "auto",
         ):
             batch = collated if self._beside else made(collated)
             draws = {

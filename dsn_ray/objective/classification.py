@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dsn_ray.objective.labels import check_labels
+
 
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of the linear classifier, for sketches and photos alike (eq. 6).
@@ -17,19 +19,14 @@ def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
         gradient, where there are none.
 
     Raises:
-        ValueError: If the shapes do not fit or a label is outside the classes.
+        ValueError: If the shapes do not fit or a label on a CPU is outside the classes.
     """
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(
             f"logits must be [N, C] and labels [N], not {list(logits.shape)} and "
             f"{list(labels.shape)}."
         )
-    classes = logits.shape[1]
-    if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
-        raise ValueError(
-            f"labels must lie between 0 and {classes - 1}; found {int(labels.min())} to "
-            f"{int(labels.max())}."
-        )
+    check_labels("labels", labels, logits.shape[1])
     with torch.autocast(logits.device.type, enabled=False):
         wide = logits if logits.dtype == torch.float64 else logits.float()
         if len(labels) == 0:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dsn_ray.objective.labels import check_labels
+
 
 class MemoryBank(nn.Module):
     """Keeps, per class, the k sketch features nearest to the class's photos (section 3.3).
@@ -73,7 +75,7 @@ class MemoryBank(nn.Module):
             image_labels: `[I]` classes from 0 to C - 1.
 
         Raises:
-            ValueError: If a shape does not fit or a label is outside the classes.
+            ValueError: If a shape does not fit or a label on a CPU is outside the classes.
         """
         self._check("sketch", sketch_features, sketch_labels)
         self._check("image", image_features, image_labels)
@@ -177,7 +179,7 @@ class MemoryBank(nn.Module):
             0, with zero gradient, where there are none.
 
         Raises:
-            ValueError: If a shape does not fit or a label is outside the classes.
+            ValueError: If a shape does not fit or a label on a CPU is outside the classes.
         """
         self._check("image", image_features, image_labels)
         prototypes, filled = self.prototypes()
@@ -200,11 +202,7 @@ class MemoryBank(nn.Module):
             raise ValueError(
                 f"{domain}_labels must be [{len(features)}], not {list(labels.shape)}."
             )
-        if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < self.num_classes):
-            raise ValueError(
-                f"{domain}_labels must lie between 0 and {self.num_classes - 1}; found "
-                f"{int(labels.min())} to {int(labels.max())}."
-            )
+        check_labels(f"{domain}_labels", labels, self.num_classes)
 
 
 def _length(features: Tensor) -> Tensor:

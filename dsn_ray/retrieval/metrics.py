@@ -1,6 +1,7 @@
 """How good a search is: mAP@all and Prec@K under two protocols."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -22,6 +23,22 @@ class _Coding(NamedTuple):
     fit: ItqFit
     own_means: bool  # each side is centred by its own mean, else both by that of the fit
 
+
+class Ranks(NamedTuple):
+    """Processes that each rate a part of the queries.
+
+    Attributes:
+        rank: of this one.
+        world: how many there are.
+        gather: takes this one's part and gives those of all, in their order.
+    """
+
+    rank: int
+    world: int
+    gather: Callable[[Any], list[Any]]
+
+
+ALONE = Ranks(0, 1, lambda part: [part])
 
 _CODING = {
     "published": _Coding("release", "queries", own_means=True),
@@ -65,6 +82,7 @@ def evaluate_features(
     binary: bool = True,
     itq_variant: Variant | None = None,
     itq_fit: ItqFit | Features | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[dict[str, Any]]:
     """Search the gallery with every query and rate the rankings.
 
@@ -94,6 +112,7 @@ def evaluate_features(
         itq_variant: instead of the protocols' own, `textbook` or `release`.
         itq_fit: what ITQ is fitted on instead, `queries`, `gallery` or features `[N, D]` such as
             those of the training pictures.
+        ranks: all of which call this with the same arguments and get the same rows.
 
     Returns:
         Eight rows, codes x protocol x metric, or four without the binary ones; each a dict with the
@@ -132,16 +151,23 @@ def evaluate_features(
     bits = queries.shape[1]
 
     queries, gallery = unit_rows(queries), unit_rows(gallery)
-    rest = precision_at, seed
-    real = rate_cosines(queries, query_classes, gallery, gallery_classes, *rest)
+
+    def rate(by: Callable[..., NDArray[np.float64]], asked: Any, there: Any) -> NDArray[np.float64]:
+        mine = slice(ranks.rank, None, ranks.world)
+        part = by(asked[mine], query_classes[mine], there, gallery_classes, precision_at, seed)
+        rated = np.empty((3, len(asked)))
+        for rank, values in enumerate(ranks.gather(part)):
+            rated[:, rank :: ranks.world] = values
+        return rated
+
+    real = rate(rate_cosines, queries, gallery)
     ratings = {("real", "published"): real, ("real", "standard"): real}
     if binary:
         for protocol, coding in _CODING.items():
             coding = coding._replace(variant=itq_variant or coding.variant)
             fit = coding.fit if itq_fit is None else itq_fit
-            asked, there = _binary_codes(queries, gallery, coding, fit, seed)
-            rated = rate_codes(asked, query_classes, there, gallery_classes, *rest)
-            ratings["binary", protocol] = rated
+            sides = _binary_codes(queries, gallery, coding, fit, seed)
+            ratings["binary", protocol] = rate(rate_codes, *sides)
 
     rows = []
     for (codes, protocol), (plain, interpolated, precision) in ratings.items():

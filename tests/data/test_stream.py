@@ -147,6 +147,17 @@ def test_the_device_makes_the_views_that_a_worker_would(tables, augmented):
         assert torch.equal(raw.teacher_logits, made.teacher_logits)
 
 
+def test_what_chance_has_drawn_stays_on_the_host(tables, monkeypatch):
+    monkeypatch.setattr("ray.train.utils._in_ray_train_worker", lambda: True)
+    monkeypatch.setattr("ray.train.torch.get_device", lambda: torch.device("meta"))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    for on_device, device in ((True, "cpu"), (False, "meta")):
+        batch = next(make_stream(tables, on_device=on_device, pinned=True).epoch(0))
+        assert batch.photo_views.device.type == device
+        for values in batch.photo_draws or ():
+            assert values.is_cpu
+
+
 def test_other_classes_never_enter(tables):
     sketches, photos = tables
     stream = make_stream(tables, classes=(1, 4))

@@ -1,6 +1,8 @@
 import json
 import re
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -179,6 +181,27 @@ def test_evaluation_equals_slow_loops(seed, block_elements, monkeypatch):
     data = small_data(seed)
     values = by_key(evaluate_features(*data, precision_at=3, seed=seed))
     assert values == pytest.approx(slow_evaluation(*data, k=3, seed=seed))
+
+
+@pytest.mark.parametrize("world", [2, 3, 20])  # 20 are more than there are queries
+def test_ranks_that_share_the_queries_rate_as_one_does(world):
+    parts, meeting = [None] * world, threading.Barrier(world, timeout=30)
+
+    def rate(rank):
+        def gather(part):
+            parts[rank] = part
+            meeting.wait()
+            found = list(parts)
+            meeting.wait()
+            return found
+
+        return evaluate_features(*small_data(0), ranks=metrics.Ranks(rank, world, gather))
+
+    with ThreadPoolExecutor(world) as pool:
+        rated = list(pool.map(rate, range(world)))
+    alone = by_key(evaluate_features(*small_data(0)))
+    for rows in rated:
+        assert by_key(rows) == pytest.approx(alone, abs=1e-12)
 
 
 @pytest.mark.parametrize("variant", ["textbook", "release"])
