@@ -2,13 +2,14 @@
 # make lint   ruff and mypy                  make test-slow   the long ones
 #                                            make test-system   these, and what wants Debian packages
 # make bench SKETCHY=DIR   speed, beside plain loops (benchmarks/RESULTS.md); needs 10 GB in .bench
+# make bench-long   what takes longer: QuickDraw's size, the overhead of a sweep of long trials
 # make pictures OF=runs/NAME   the README's pictures, from a run of the demonstration
 PYTHON ?= python3
 VENV := .venv
 PACKAGES := wordnet-base chromium prometheus openssh-server rsync iproute2
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-slow test-system bench pictures lint format clean
+.PHONY: demo test test-slow test-system sketchy bench bench-long pictures lint format clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,14 +30,22 @@ test-system: $(VENV)/.installed
 		(apt-get update -qq && apt-get install -qq -y $(PACKAGES))
 	$(RUN) -m pytest -m "system or slow"
 
-bench: $(VENV)/.installed
+sketchy:
+	@test -d "$(SKETCHY)" || { echo 'make bench SKETCHY=DIR: DIR is Sketchy-extended or a part of it.'; exit 2; }
+
+bench: sketchy $(VENV)/.installed
 	$(RUN) -m benchmarks.data $(SKETCHY) --work .bench
 	$(RUN) -m benchmarks.evaluation
 	$(RUN) -m benchmarks.search
 	$(RUN) -m benchmarks.step $(SKETCHY) --work .bench
-	$(RUN) -m benchmarks.start --work .bench/start
+	$(RUN) -m benchmarks.start --work .bench
 	$(RUN) -m benchmarks.scaling
 	$(RUN) -m benchmarks.report
+
+bench-long: $(VENV)/.installed
+	$(RUN) -m benchmarks.evaluation --size quickdraw --sample 60
+	$(RUN) -m benchmarks.overhead --work .bench
+	$(RUN) -m benchmarks.asha .bench/overhead/runs/overhead
 
 pictures: $(VENV)/.installed
 	$(RUN) docs/pictures.py $(OF)

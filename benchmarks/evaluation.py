@@ -3,9 +3,11 @@
     python -m benchmarks.evaluation [--size sketchy|quickdraw] [--sample N]
 
 Both protocols, real and binary codes. The plain procedure is the one of public code, from the
-definitions: scipy's `cdist`, then for each query an `argsort` and a loop over the ranks for the
-interpolated AP. It rates a sample of the queries, whose time is multiplied up; fitting ITQ is not
-counted against it, but against us. Ours runs in a process of its own, whose peak memory is told.
+definitions: scipy's `cdist`, then for each query an `argsort` and, for the interpolated AP of the
+protocol `published`, a loop over the ranks. It rates a sample of the queries, whose time is
+multiplied up; fitting ITQ is not counted against it, but against us. Ours runs in a process of its
+own, whose peak memory is told. Where ties of binary codes have no order, our numbers are
+expectations, which the plain procedure does not know; tests hold these against slow loops.
 """
 
 import argparse
@@ -53,15 +55,18 @@ def interpolated_ap(hits: NDArray[np.bool_]) -> float:
     return float(np.sum((recall[steps + 1] - recall[steps]) * precision[steps + 1]))
 
 
-def rate_plainly(sides: Sides, distance: str) -> NDArray[np.float64]:
-    """Interpolated AP, plain AP and Prec@100 of each query."""
+def rate_plainly(sides: Sides, codes: str) -> NDArray[np.float64]:
+    """Plain AP, Prec@100 and, but for textbook codes, interpolated AP of each query."""
     queries, labels, gallery, classes = sides
+    distance = "cosine" if codes == "real" else "hamming"
+    kind: Any = "stable" if codes == "binary" else None  # our ties have the gallery's order
     rated = []
     for row, label in zip(cdist(queries, gallery, distance), labels, strict=True):
-        hits = classes[np.argsort(row, kind="stable")] == label
+        hits = classes[np.argsort(row, kind=kind)] == label
         ranks = np.flatnonzero(hits) + 1
         plain = np.mean(np.arange(1, len(ranks) + 1) / ranks)
-        rated.append((interpolated_ap(hits), plain, hits[:TOP].mean()))
+        interpolated = [] if codes == "textbook" else [interpolated_ap(hits)]
+        rated.append((plain, hits[:TOP].mean(), *interpolated))
     return np.array(rated)
 
 
@@ -80,18 +85,18 @@ def plain_procedure(sides: Sides) -> tuple[float, dict[tuple[str, str, str], flo
             own = [side - side.mean(axis=0) for side in unit]
             coded = [side @ itq.projection > 0 for side in own]
         started = time.perf_counter()
-        distance = "hamming" if codes != "real" else "cosine"
-        rated[codes] = rate_plainly((coded[0], labels, coded[1], classes), distance)
+        rated[codes] = rate_plainly((coded[0], labels, coded[1], classes), codes)
         took += time.perf_counter() - started
 
     def by_class(values: NDArray[np.float64]) -> float:
         return float(np.mean([values[labels == label].mean() for label in np.unique(labels)]))
 
     return took, {
-        ("real", "published", "mAP@all"): by_class(rated["real"][:, 0]),
-        ("real", "standard", "mAP@all"): float(rated["real"][:, 1].mean()),
-        ("real", "standard", f"Prec@{TOP}"): float(rated["real"][:, 2].mean()),
-        ("binary", "published", "mAP@all"): by_class(rated["binary"][:, 0]),
+        ("real", "published", "mAP@all"): by_class(rated["real"][:, 2]),
+        ("real", "published", f"Prec@{TOP}"): by_class(rated["real"][:, 1]),
+        ("real", "standard", "mAP@all"): float(rated["real"][:, 0].mean()),
+        ("real", "standard", f"Prec@{TOP}"): float(rated["real"][:, 1].mean()),
+        ("binary", "published", "mAP@all"): by_class(rated["binary"][:, 2]),
     }
 
 

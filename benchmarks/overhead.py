@@ -9,14 +9,12 @@ start, validation and checkpoints.
 """
 
 import argparse
-import json
-import os
-import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+
+from benchmarks.sweep import start_sweep
+from dsn_ray.record import read_lines
 
 TRIALS = 8
 SPACE = """
@@ -32,25 +30,15 @@ set: {{train.epochs: {epochs}, data.per_class: null, data.px: {px}}}
 def main() -> None:
     """Runs the sweep and prints the ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path(".bench"))
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--px", type=int, default=64, help="side of the pictures")
     parsed = parser.parse_args()
-    shutil.rmtree(parsed.work, ignore_errors=True)
-    parsed.work.mkdir(parents=True)
-    space = parsed.work / "space.yaml"
-    space.write_text(SPACE.format(trials=TRIALS, epochs=parsed.epochs, px=parsed.px))
-    record = parsed.work / "runs" / "overhead" / "trials.jsonl"
-    command = [sys.executable, "-m", "dsn_ray.tune", "--space", "space.yaml", "--name", "overhead"]
-
+    space = SPACE.format(trials=TRIALS, epochs=parsed.epochs, px=parsed.px)
     started = time.perf_counter()
-    sweep = subprocess.Popen(
-        [*command, "--concurrent", "1"],
-        cwd=parsed.work,
-        env={**os.environ, "XDG_CACHE_HOME": str(parsed.work.resolve() / "cache")},
-    )
+    sweep, run = start_sweep(parsed.work, "overhead", space)
     try:
-        while len(trials := _lines(record)) < TRIALS:
+        while len(trials := read_lines(run / "trials.jsonl")) < TRIALS:
             if sweep.poll() is not None:
                 raise SystemExit(f"The sweep ended after {len(trials)} trials.")
             time.sleep(0.5)
@@ -63,13 +51,6 @@ def main() -> None:
     each = f"{min(steps):.0f} to {max(steps):.0f} s each"
     print(f"{TRIALS} trials of {parsed.epochs} epochs at {parsed.px} px, {each}")
     print(f"command {took:.0f} s, steps {sum(steps):.0f} s, ratio {took / sum(steps):.3f}")
-
-
-def _lines(record: Path) -> list[dict[str, float]]:
-    """The trials that have ended."""
-    if not record.exists():
-        return []
-    return [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()]
 
 
 if __name__ == "__main__":

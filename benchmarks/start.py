@@ -3,15 +3,14 @@
     python -m benchmarks.start --work FOLDER
 
 A trial's start is measured within a sweep of the demonstration, from the end of the trial before to
-the first step: two workers, the network, its weights; the trials' own process is there. Beside it
-torchrun starts two ranks that do the same without Ray. Memory is watched in a second sweep, as
-looking at it takes time.
+the first step: two workers, the network, its weights, the first batch; the trials' own process is
+there. Counted with it are all waits for data of its first epoch, and that epoch's validation and
+checkpoint, since an epoch is told of when it is over. Beside it torchrun starts two ranks that do
+the same without Ray, data and validation. Memory is watched in a second sweep, as looking at it
+takes time.
 """
 
 import argparse
-import json
-import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,8 @@ import time
 from pathlib import Path
 
 from benchmarks.memory import memory_watched
+from benchmarks.sweep import start_sweep
+from dsn_ray.record import read_lines
 
 REPEATS = 5
 CLASSES = 30
@@ -35,32 +36,23 @@ BEGINS = "the first step begins"
 
 def in_a_sweep(work: Path, trials: int) -> float:
     """Seconds before a trial's first step, the median of all trials but the first."""
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    (work / "space.yaml").write_text(SPACE)
-    run = work / "runs" / "start"
-    command = [sys.executable, "-m", "dsn_ray.tune", "--space", "space.yaml", "--name", "start"]
+    sweep, run = start_sweep(work, "start", SPACE, "--trials", str(trials))
     ended: list[float] = []
-    first_epochs: list[float] = []
-    sweep = subprocess.Popen(
-        [*command, "--concurrent", "1", "--trials", str(trials)],
-        cwd=work,
-        env={**os.environ, "XDG_CACHE_HOME": str(work.resolve() / "cache")},
-    )
+    first_steps: list[float] = []
     while sweep.poll() is None:
         now = time.perf_counter()
-        ended += [now] * (len(_lines(run / "trials.jsonl")) - len(ended))
+        ended += [now] * (len(read_lines(run / "trials.jsonl")) - len(ended))
         firsts = [
             one
-            for one in _lines(run / "epochs.jsonl")
-            if one["epoch"] == 1 and str(one["training"]).startswith("trial")
+            for one in read_lines(run / "epochs.jsonl")
+            if one["epoch"] == 1 and one["training"].startswith("trial")
         ]
-        for one in firsts[len(first_epochs) :]:
-            first_epochs.append(now - float(one["seconds"]))
+        for one in firsts[len(first_steps) :]:
+            first_steps.append(now - one["seconds"] * (1 - one["waiting_for_data"]))
         time.sleep(0.1)
-    if sweep.returncode or len(first_epochs) < trials:
-        raise SystemExit(f"The sweep ended after {len(first_epochs)} trials.")
-    waits = [begun - end for end, begun in zip(ended, first_epochs[1:trials], strict=False)]
+    if sweep.returncode or len(first_steps) < trials:
+        raise SystemExit(f"The sweep ended after {len(first_steps)} trials.")
+    waits = [begun - end for end, begun in zip(ended, first_steps[1:trials], strict=False)]
     return statistics.median(waits)
 
 
@@ -117,17 +109,10 @@ def median_seconds(*command: str) -> float:
     return statistics.median(took[1:])
 
 
-def _lines(record: Path) -> list[dict[str, float | str]]:
-    if not record.exists():
-        return []
-    whole = record.read_text(encoding="utf-8").rpartition("\n")[0]
-    return [json.loads(line) for line in whole.splitlines()]
-
-
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path)
+    parser.add_argument("--work", type=Path, default=Path(".bench"))
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     parsed = parser.parse_args()
     if parsed.rank:

@@ -14,8 +14,11 @@
         verify.py     what is wrong with raw pictures, and what is missing
         shards.py     finished shards
         storage.py    folders here or behind a URL
+        roots.py      no path out of a folder
+        remote.py     raw pictures behind a URL
         decoding.py   encoded bytes -> a picture
         views.py      the three views of a picture
+        device_views.py  the same for a whole batch, on the device that trains
         batch.py      what a training step takes
         pictures.py   shards -> pictures by row number, in Ray's object store or as they lie
         stream.py     pictures -> batches of paired sketch and photo views
@@ -60,6 +63,7 @@
     runs.py         a run's folder and storage, and going on with it
     checks/         what can be wrong in a cluster file: of `ray up`, AWS, KubeRay, Slurm
     cli.py          what the commands share
+    errors.py       what the user is to mend, and is told
     prepare, train, tune, evaluate, report, retrieve, serve, mask, cluster .py    the verbs
 
 One way through the house: catalog -> shards -> pictures -> stream -> worker (learner: network,

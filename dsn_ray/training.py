@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # A step frees and asks for the same hundreds of megabytes again and again. By default the C library
 # gives such memory back at once, and threads beside the first one have no room for it at all.
-_KEEP_MEMORY = {
+KEEP_MEMORY = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(16 * 2**30),
@@ -96,7 +96,7 @@ def fit(
                 checkpoint_score_attribute=SEEN if config.train.keep == "best_seen" else None,
             ),
             callbacks=[*callbacks, TellTune()] if in_trial else list(callbacks),
-            worker_runtime_env={"env_vars": {} if resources.gpus_per_worker else _KEEP_MEMORY},
+            worker_runtime_env={"env_vars": {} if resources.gpus_per_worker else KEEP_MEMORY},
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
