@@ -97,9 +97,10 @@ def batches(seen: Mapping[str, Pictures], config: Config, steps: int) -> Iterato
         )
         for pictures, size in zip(seen.values(), sizes, strict=True)
     ]
+    judged = torch.zeros(sizes[1], 1000, pin_memory=DEVICE.type == "cuda")
     for (theirs, sketches, *drawn), (its, photos, *of_photos) in zip(*sides, strict=True):
         draws = [Draws(*one) if one else None for one in (drawn, of_photos)]
-        yield Batch(sketches, theirs, photos, its, torch.zeros(len(photos), 1000), *draws)
+        yield Batch(sketches, theirs, photos, its, judged, *draws)
 
 
 def learner(config: Config, classes: int) -> Learner:
