@@ -14,9 +14,13 @@ from dsn_ray.retrieval.itq import fit_itq
 from dsn_ray.retrieval.ranking import words
 
 Codes = Literal["real", "binary"]
-_Found = Iterator[tuple[NDArray[np.intp], NDArray[Any]]]
+_Found = Iterator[tuple[int, NDArray[np.intp], NDArray[Any]]]
+_Look = Callable[[NDArray[Any], slice, NDArray[np.float64]], _Found]
 
-_BLOCK_ELEMENTS = 1 << 22  # cosines held at once
+_BLOCK_ELEMENTS = 1 << 20  # cosines, or numbers of features, held at once
+_BLOCK_CODES = 1 << 16  # codes compared at once, which the cache of a core can keep
+_MOST_QUERIES = 64  # for which features are read together
+_SAMPLE = 2_048  # rows of the first block; only what is as near as their nearest is looked at
 _MOST_FITTED = 20_000  # features that ITQ is fitted on
 
 
@@ -95,38 +99,89 @@ class Index:
             cosines, or bits that differ. What is found for a query does not depend on the others.
         """
         top = min(top, len(self))
-        look = self._by_bits if codes == "binary" else self._by_cosine
-        rows, values = [], []
-        for near, distance in look(at_length_one(queries), top):
-            nearest = np.argsort(distance, kind="stable")[:top]
-            rows.append(near[nearest])
-            values.append(distance[nearest])
-        scores = np.array(values, np.float64)
-        return np.array(rows), scores if codes == "binary" else -scores
+        wanted: NDArray[Any] = at_length_one(queries)
+        look: _Look = self._by_cosine
+        if codes == "binary":
+            wanted, look = self.binary.encode(wanted), self._by_bits
+        rows = np.zeros((len(queries), top), np.intp)
+        distances = np.zeros((len(queries), top))
+        for first in range(0, len(queries), _MOST_QUERIES):
+            some = wanted[first : first + _MOST_QUERIES]
+            size = _BLOCK_CODES if codes == "binary" else _BLOCK_ELEMENTS // len(some)
+            size = max(size, top)  # so that after the first block each query has `top` rows
+            for start in range(0, len(self), size):
+                block = slice(start, start + size)
+                so_far = distances[first : first + len(some)]
+                for query, near, distance in look(some, block, so_far):
+                    row = first + query
+                    if start:
+                        near = np.concatenate([rows[row], near + start])
+                        distance = np.concatenate([distances[row], distance])
+                    nearest = distance.argsort(kind="stable")[:top]
+                    rows[row], distances[row] = near[nearest], distance[nearest]
+        return rows, distances if codes == "binary" else -distances
 
-    def _by_cosine(self, queries: NDArray[np.float32], top: int) -> _Found:
-        """In float32, which rounds by the place of a row; what may be nearest, again in float64."""
-        rounding = self.features.shape[1] * np.finfo(np.float32).eps
-        features = torch.from_numpy(self.features)
-        block = max(1, _BLOCK_ELEMENTS // len(self))
-        for start in range(0, len(queries), block):
-            some = queries[start : start + block]
-            cosines = torch.from_numpy(some) @ features.T
-            least = cosines.topk(top, dim=1).values[:, -1:] - rounding
-            for query, may_be in zip(some, (cosines >= least).numpy(), strict=True):
-                near = np.flatnonzero(may_be)
-                yield near, -(self.features[near].astype(np.float64) * query).sum(axis=1)
+    def _by_cosine(
+        self, queries: NDArray[np.float32], block: slice, so_far: NDArray[np.float64]
+    ) -> _Found:
+        """In float32, which rounds by the place of a row; what may be nearest, again in float64.
 
-    def _by_bits(self, queries: NDArray[np.float32], top: int) -> _Found:
-        for code in self.binary.encode(queries):
-            distance = np.zeros(len(self), np.uint16)
-            for theirs, mine in zip(self.binary.packed.T, code, strict=True):
+        Args:
+            queries: `[q, d]`.
+            block: the rows to compare.
+            so_far: `[q, top]`, the least distances in the blocks before, ascending.
+
+        Yields:
+            For each query that the block may have one of the nearest for: its number, rows counted
+            from the block's start, ascending, and their negative cosines.
+        """
+        features, top = self.features[block], so_far.shape[1]
+        rounding = features.shape[1] * np.finfo(np.float32).eps
+        cosines = torch.from_numpy(queries) @ torch.from_numpy(features).T
+        if block.start:
+            least = (-so_far[:, -1] - rounding).astype(np.float32)
+        else:
+            sample = cosines[:, : max(_SAMPLE, top)]
+            least = sample.topk(top, dim=1).values[:, -1].numpy() - rounding
+        of_query = cosines.numpy()
+        for query in (cosines.amax(dim=1).numpy() >= least).nonzero()[0].tolist():
+            near = (of_query[query] >= least[query]).nonzero()[0]
+            if len(near) > top:
+                of_near = of_query[query, near]
+                near = near[of_near >= np.partition(of_near, -top)[-top] - rounding]
+            yield query, near, -_cosines(features, near, queries[query])
+
+    def _by_bits(
+        self, queries: NDArray[np.uint64], block: slice, so_far: NDArray[np.float64]
+    ) -> _Found:
+        """As `_by_cosine`, of codes `[q, d / 64]`; what is as near as one before is not nearer."""
+        packed, top = self.binary.packed[block].T, so_far.shape[1]
+        for query, code in enumerate(queries):
+            distance = np.zeros(packed.shape[1], np.uint16)
+            for theirs, mine in zip(packed, code, strict=True):
                 distance += np.bitwise_count(theirs ^ mine)
-            near = np.flatnonzero(distance <= np.partition(distance, top - 1)[top - 1])
-            yield near, distance[near]
+            if block.start:
+                near = (distance < int(so_far[query, -1])).nonzero()[0]
+            else:
+                sample = distance[: max(_SAMPLE, top)]
+                near = (distance <= np.partition(sample, top - 1)[top - 1]).nonzero()[0]
+            if len(near):
+                yield query, near, distance[near]
+
+
+def _cosines(
+    features: NDArray[np.float32], rows: NDArray[np.intp], query: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """Cosines `[len(rows)]` of features `[n, d]` with a query `[d]`, in float64."""
+    cosines = np.empty(len(rows))
+    size = max(1, _BLOCK_ELEMENTS // len(query))
+    for start in range(0, len(rows), size):
+        block = slice(start, start + size)
+        cosines[block] = (features[rows[block]].astype(np.float64) * query).sum(axis=1)
+    return cosines
 
 
 def at_length_one(features: NDArray[np.float32]) -> NDArray[np.float32]:
     """Scales each row to length 1."""
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
-    return (features / np.maximum(lengths, 1e-12)).astype(np.float32)
+    return (features / np.maximum(lengths, 1e-12)).astype(np.float32, copy=False)
