@@ -112,8 +112,11 @@ def fit_itq(
     rotation, _ = np.linalg.qr(random.standard_normal((bits, bits)))
     squared_norms = projected.size + np.square(projected).sum()
     objective = []
+    codes = np.empty_like(projected)
     for _ in range(iterations):
-        codes = np.where(projected @ rotation > 0, 1.0, -1.0)
+        np.matmul(projected, rotation, out=codes)
+        np.multiply(codes > 0, 2.0, out=codes)
+        codes -= 1.0
         correlation = codes.T @ projected
         u, _, vh = np.linalg.svd(correlation)
         rotation = vh.T @ u.T if variant == "textbook" else vh @ u.T

@@ -127,8 +127,8 @@ def rate_codes(
         for asked, there in zip(packed[0][block].T, packed[1].T, strict=True):
             distances += np.bitwise_count(asked[:, None] ^ there)
         order = distances.argsort(axis=1, kind="stable")
-        of_hits = np.sort(distances[:, hits], axis=1)
-        groups = _counts(distances, distances_there_are)
+        of_hits = np.sort(distances[:, hits], axis=1, kind="stable")
+        groups = _counts(np.sort(distances, axis=1, kind="stable"), distances_there_are)
         hit_groups = _counts(of_hits, distances_there_are)
         at = of_hits.astype(np.intp)
         each = [
@@ -136,7 +136,7 @@ def rate_codes(
             for sizes in (groups, hit_groups)
             for counts in (sizes.cumsum(axis=1) - sizes, sizes)
         ]
-        return _rate(_Hits(_hit_places(is_hit[order]) + 1, *each), len(gallery), k)
+        return _rate(_Hits(_hit_places(is_hit.take(order)) + 1, *each), len(gallery), k)
 
     return _in_blocks(query_labels, gallery_labels[standing], rate)
 
@@ -247,11 +247,11 @@ def _hit_places(is_hit: NDArray[np.bool_]) -> NDArray[np.intp]:
     return places
 
 
-def _counts(values: Ints, most: int) -> NDArray[np.intp]:
+def _counts(sorted_rows: Ints, most: int) -> NDArray[np.intp]:
     """`[B, most]`, how often each row has each of the numbers 0 to most - 1."""
-    rows = len(values)
-    numbered = values + np.arange(0, rows * most, most)[:, None]
-    return np.bincount(numbered.ravel(), minlength=rows * most).reshape(rows, most)
+    numbers = np.arange(most, dtype=sorted_rows.dtype)
+    firsts = np.array([row.searchsorted(numbers) for row in sorted_rows])
+    return np.diff(firsts, axis=1, append=sorted_rows.shape[1])
 
 
 def words(codes: NDArray[np.bool_]) -> NDArray[np.uint64]:
