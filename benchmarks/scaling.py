@@ -236,7 +236,7 @@ def on_two_nodes() -> dict[str, float]:
     cluster = Cluster(initialize_head=True, head_node_args=node)
     try:
         cluster.add_node(num_cpus=1, object_store_memory=size)
-        ray.init(address=cluster.address, log_to_driver=False)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="WARNING")
         work, port = ray.remote(num_cpus=1, max_retries=0)(on_a_node), a_free_port()
         seen = ray.get([work.remote(rank, port) for rank in range(WAYS)], timeout=PATIENCE)
     finally:
