@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -167,7 +168,8 @@ def evaluate_features(
             coding = coding._replace(variant=itq_variant or coding.variant)
             fit = coding.fit if itq_fit is None else itq_fit
             sides = _binary_codes(queries, gallery, coding, fit, seed)
-            ratings["binary", protocol] = rate(rate_codes, *sides)
+            by = partial(rate_codes, interpolated=protocol == "published")
+            ratings["binary", protocol] = rate(by, *sides)
 
     rows = []
     for (codes, protocol), (plain, interpolated, precision) in ratings.items():

@@ -37,14 +37,14 @@ class _Hits(NamedTuple):
     """Where the hits of B queries stand, `[B, R]` each.
 
     Attributes:
-        positions: ranks from 1, ascending, ties in the tie order.
+        positions: ranks from 1, ascending, ties in the tie order; None where nobody asks.
         above: items before the hit's tie group.
         tied: items in its tie group, itself included.
         hits_above: hits before the tie group.
         hits_tied: hits in it.
     """
 
-    positions: Ints
+    positions: Ints | None
     above: Ints
     tied: Ints
     hits_above: Ints
@@ -109,11 +109,13 @@ def rate_codes(
     gallery_labels: Ints,
     k: int,
     seed: int,
+    interpolated: bool = True,
 ) -> NDArray[np.float64]:
     """Rate every query's ranking by Hamming distance; all as in `rate_cosines`.
 
     There are few distances, so a stable sort by counting keeps the tie order, which the gallery
-    stands in, and tie groups are counted.
+    stands in, and tie groups are counted. The order is of use to the interpolated AP alone, which
+    is NaN without.
     """
     standing = np.argsort(np.random.default_rng(seed).permutation(len(gallery)))
     packed = [words(side) for side in (queries, gallery[standing])]
@@ -126,7 +128,10 @@ def rate_codes(
         distances = np.zeros((len(block), len(gallery)), kind)
         for asked, there in zip(packed[0][block].T, packed[1].T, strict=True):
             distances += np.bitwise_count(asked[:, None] ^ there)
-        order = distances.argsort(axis=1, kind="stable")
+        positions = None
+        if interpolated:
+            order = distances.argsort(axis=1, kind="stable")
+            positions = _hit_places(is_hit.take(order)) + 1
         of_hits = np.sort(distances[:, hits], axis=1, kind="stable")
         groups = _counts(np.sort(distances, axis=1, kind="stable"), distances_there_are)
         hit_groups = _counts(of_hits, distances_there_are)
@@ -136,7 +141,7 @@ def rate_codes(
             for sizes in (groups, hit_groups)
             for counts in (sizes.cumsum(axis=1) - sizes, sizes)
         ]
-        return _rate(_Hits(_hit_places(is_hit.take(order)) + 1, *each), len(gallery), k)
+        return _rate(_Hits(positions, *each), len(gallery), k)
 
     return _in_blocks(query_labels, gallery_labels[standing], rate)
 
@@ -189,10 +194,13 @@ def _rate(hits: _Hits, size: int, k: int) -> NDArray[np.float64]:
     share = np.divide(hits_tied - 1, tied - 1, out=np.ones(tied.shape), where=tied > 1)
     reciprocals = harmonic[above + tied] - harmonic[above]
     precision = (share * tied + (hits_above + 1 - share * (above + 1)) * reciprocals) / tied
+    interpolated = np.full(len(tied), np.nan)
+    if positions is not None:
+        interpolated = precision_means(positions, interpolated=True)
     return np.stack(
         [
             precision.mean(axis=1),
-            precision_means(positions, interpolated=True),
+            interpolated,
             np.clip((k - above) / tied, 0, 1).sum(axis=1) / k,
         ]
     )

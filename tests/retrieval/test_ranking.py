@@ -117,6 +117,10 @@ def test_codes_are_rated_as_in_general(bits):
     rated = ranking.rate_codes(queries, labels, gallery, gallery_labels, 3, 7)
     expected = generally(distances, labels, gallery_labels, seed=7)
     np.testing.assert_allclose(rated, expected, rtol=1e-12)
+    sides = queries, labels, gallery, gallery_labels
+    plain, interpolated, precision = ranking.rate_codes(*sides, 3, 7, interpolated=False)
+    np.testing.assert_array_equal([plain, precision], rated[[0, 2]])
+    assert np.isnan(interpolated).all()
 
 
 def test_opposite_and_equal_directions_have_keys():
