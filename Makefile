@@ -34,10 +34,10 @@ sketchy:
 	@test -d "$(SKETCHY)" || { echo 'make bench SKETCHY=DIR: DIR is Sketchy-extended or a part of it.'; exit 2; }
 
 bench: sketchy $(VENV)/.installed
-	$(RUN) -m benchmarks.data $(SKETCHY) --work .bench
+	$(RUN) -m benchmarks.data "$(SKETCHY)" --work .bench
 	$(RUN) -m benchmarks.evaluation
 	$(RUN) -m benchmarks.search
-	$(RUN) -m benchmarks.step $(SKETCHY) --work .bench
+	$(RUN) -m benchmarks.step "$(SKETCHY)" --work .bench
 	$(RUN) -m benchmarks.start --work .bench
 	$(RUN) -m benchmarks.scaling
 	$(RUN) -m benchmarks.report

@@ -82,8 +82,10 @@ def plain_procedure(sides: Sides) -> tuple[float, dict[tuple[str, str, str], flo
         coded = unit
         if basis is not None:
             itq = fit_itq(basis, DIM, variant="release" if codes == "binary" else "textbook")
-            own = [side - side.mean(axis=0) for side in unit]
-            coded = [side @ itq.projection > 0 for side in own]
+            means = [(side if codes == "binary" else basis).mean(axis=0) for side in unit]
+            coded = [
+                (side - mean) @ itq.projection > 0 for side, mean in zip(unit, means, strict=True)
+            ]
         started = time.perf_counter()
         rated[codes] = rate_plainly((coded[0], labels, coded[1], classes), codes)
         took += time.perf_counter() - started

@@ -40,7 +40,9 @@ def main() -> None:
     try:
         while len(trials := read_lines(run / "trials.jsonl")) < TRIALS:
             if sweep.poll() is not None:
-                raise SystemExit(f"The sweep ended after {len(trials)} trials.")
+                raise SystemExit(
+                    f"The sweep ended after {len(trials)} trials; its log is in {parsed.work}."
+                )
             time.sleep(0.5)
         took = time.perf_counter() - started
     finally:

@@ -251,16 +251,18 @@ def on_two_nodes() -> dict[str, float]:
 def check() -> None:
     """Measures the model's constants, and steps that it foretells."""
     context = multiprocessing.get_context("spawn")
-    said, together = context.SimpleQueue(), context.Barrier(WAYS)
+    said, together = context.SimpleQueue(), context.Barrier(WAYS, timeout=PATIENCE)
     port = a_free_port()
     workers = [
         context.Process(target=measured, args=(rank, port, together, said)) for rank in range(WAYS)
     ]
     for worker in workers:
         worker.start()
-    found = said.get()
     for worker in workers:
         worker.join()
+    if said.empty():
+        raise SystemExit("The two processes did not come to their end.")
+    found = said.get()
     small, middle, large = SIZES
     per_picture = (found[f"step of {large}"] - found[f"step of {small}"]) / (large - small)
     fixed = found[f"step of {small}"] - small * per_picture

@@ -19,7 +19,6 @@ from pathlib import Path
 
 from benchmarks.memory import memory_watched
 from benchmarks.sweep import start_sweep
-from dsn_ray.record import read_lines
 
 REPEATS = 5
 CLASSES = 30
@@ -36,6 +35,8 @@ BEGINS = "the first step begins"
 
 def in_a_sweep(work: Path, trials: int) -> float:
     """Seconds before a trial's first step, the median of all trials but the first."""
+    from dsn_ray.record import read_lines  # which imports Ray, and the bare ranks are without
+
     sweep, run = start_sweep(work, "start", SPACE, "--trials", str(trials))
     ended: list[float] = []
     first_steps: list[float] = []
@@ -51,7 +52,7 @@ def in_a_sweep(work: Path, trials: int) -> float:
             first_steps.append(now - one["seconds"] * (1 - one["waiting_for_data"]))
         time.sleep(0.1)
     if sweep.returncode or len(first_steps) < trials:
-        raise SystemExit(f"The sweep ended after {len(first_steps)} trials.")
+        raise SystemExit(f"The sweep ended after {len(first_steps)} trials; its log is in {work}.")
     waits = [begun - end for end, begun in zip(ended, first_steps[1:trials], strict=False)]
     return statistics.median(waits)
 

@@ -282,7 +282,8 @@ def quiet_log(name: str, folder: Path | None = None) -> "Iterator[Console]":
 
 def counted(amount: float, noun: str) -> str:
     """An amount and its noun, as in "1 worker", "2 workers" and "0.5 GPU"."""
-    return f"{amount:g} {noun}{'s' * (amount > 1 or amount == 0)}"
+    number = f"{amount:.0f}" if amount == int(amount) else f"{amount:g}"
+    return f"{number} {noun}{'s' * (amount > 1 or amount == 0)}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -79,7 +79,7 @@ def _train(job: dict[str, Any], watch: Watch) -> None:
     contents = ray.get(data.contents)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    ranks = Ranks(rank, world, _gathered) if world > 1 else ALONE
+    ranks = Ranks(rank, world, _parts_of_all) if world > 1 else ALONE
 
     classes, held_out_labels = split_labels(data.seen_classes, config.data, job["validate"])
     pictures = {"sketch": contents.sketches, "photo": contents.photos}
@@ -170,11 +170,11 @@ def _train(job: dict[str, Any], watch: Watch) -> None:
                 (Path(folder) / "about.json").write_text(text, encoding="utf-8")
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
             ray.train.report(metrics, checkpoint=checkpoint)
-        if not math.isfinite(metrics["loss_total"]):
+        if not all(ranks.gather(math.isfinite(metrics["loss_total"]))):
             break  # what has diverged does not come back
 
 
-def _gathered(part: Any) -> list[Any]:
+def _parts_of_all(part: Any) -> list[Any]:
     """Every rank's part."""
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, part)

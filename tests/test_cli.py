@@ -49,7 +49,7 @@ def test_what_is_wrong_with_an_option_is_one_line(capsys):
 
 @pytest.mark.parametrize(
     ("amount", "said"),
-    [(0, "0 GPUs"), (0.5, "0.5 GPU"), (1, "1 GPU"), (1.5, "1.5 GPUs"), (48.0, "48 GPUs")],
+    [(0, "0 GPUs"), (0.5, "0.5 GPU"), (1, "1 GPU"), (1.5, "1.5 GPUs"), (10.0**6, "1000000 GPUs")],
 )
 def test_amounts_are_counted_as_people_do(amount, said):
     assert counted(amount, "GPU") == said

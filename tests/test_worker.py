@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from dsn_ray.retrieval.metrics import ALONE, Ranks
-from dsn_ray.worker import _gathered, _map_of
+from dsn_ray.worker import _map_of, _parts_of_all
 from tests.test_learner import PX, make_learner
 
 ALIVE = SimpleNamespace(alive=lambda: None)
@@ -45,7 +45,7 @@ def rate_rank(rank, world, address, results):
     dist.init_process_group(
         "gloo", init_method=address, rank=rank, world_size=world, timeout=timedelta(seconds=60)
     )
-    torch.save(rated(Ranks(rank, world, _gathered)), f"{results}/{rank}.pt")
+    torch.save(rated(Ranks(rank, world, _parts_of_all)), f"{results}/{rank}.pt")
     dist.barrier()
     os._exit(0)
 

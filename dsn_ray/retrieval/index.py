@@ -97,7 +97,12 @@ class Index:
         Returns:
             `[q, top]` rows, nearest first, equally near ones in their order; and `[q, top]`
             cosines, or bits that differ. What is found for a query does not depend on the others.
+
+        Raises:
+            ValueError: If a query is not finite.
         """
+        if not np.isfinite(queries).all():
+            raise ValueError("queries must be finite")
         top = min(top, len(self))
         wanted: NDArray[Any] = at_length_one(queries)
         look: _Look = self._by_cosine

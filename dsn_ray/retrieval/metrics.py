@@ -26,7 +26,7 @@ class _Coding(NamedTuple):
 
 
 class Ranks(NamedTuple):
-    """Processes that each rate a part of the queries.
+    """Processes on machines alike that each rate a part of the queries.
 
     Attributes:
         rank: of this one.

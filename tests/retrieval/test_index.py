@@ -120,3 +120,10 @@ def test_rows_come_to_length_one_and_zeros_stay(dtype):
     assert unit.dtype == np.float32
     np.testing.assert_allclose(unit, [[0.6, 0.8], [0, 0], [0, -1]], rtol=1e-6)
     assert rows[0].tolist() == [3, 4]
+
+
+@pytest.mark.parametrize("codes", ["real", "binary"])
+def test_a_query_that_is_no_number_is_refused(codes):
+    features = at_length_one(np.random.default_rng(0).standard_normal((9, 4), np.float32))
+    with pytest.raises(ValueError, match="queries must be finite"):
+        Index(features).search(np.full((1, 4), np.nan, np.float32), 3, codes)

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
+from threadpoolctl import threadpool_limits
 
 from dsn_ray.retrieval import average_precision, evaluate_features, fit_itq, metrics, ranking
 from tests.retrieval.test_ranking import FLAGS, enumerate_ties, rate
@@ -197,7 +198,8 @@ def test_ranks_that_share_the_queries_rate_as_one_does(world):
 
         return evaluate_features(*small_data(0), ranks=metrics.Ranks(rank, world, gather))
 
-    with ThreadPoolExecutor(world) as pool:
+    # Each thread limits BLAS for the process and undoes that, in any order.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(world) as pool:
         rated = list(pool.map(rate, range(world)))
     alone = by_key(evaluate_features(*small_data(0)))
     for rows in rated:
