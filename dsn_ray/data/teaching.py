@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from dsn_ray.model.weights import ImagenetWeights
 
 _BATCH = 32
+# Of an actor. Two for a CPU leave a little of a node that is full of them, which is what reading
+# takes (`READ_CPUS`): of one's own disk only this node can, and without it they wait for ever.
+_CPUS = 0.49
 _WAY = "2"  # of turning a stored picture into the teacher's input; to be raised when it changes
-_CPUS = 0.5  # of an actor: reading the pictures needs the rest, or the job waits for ever
 
 
 def teacher_logits(

@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -12,6 +13,7 @@ from dsn_ray.data.preparing import prepare_shards
 from dsn_ray.data.roots import DataError
 from dsn_ray.data.shards import FORMAT, locate, open_shards, read_manifest, where_it_lies
 from dsn_ray.data.storage import Folder
+from dsn_ray.data.teaching import _CPUS
 from tests.conftest import SHAPES, UNSEEN
 
 
@@ -21,6 +23,19 @@ def test_rows_are_those_of_the_split(connected, drawings, tmp_path):
     assert {made.seen_classes[row["label"]] for row in seen} == set(SHAPES) - set(UNSEEN)
     assert len({row["id"] for row in seen}) == len(seen) == made.counts["seen/sketch"]
     assert "1 picture did not decode" in str(made)
+
+
+def test_rows_are_read_beside_actors_that_wait_for_them(connected, drawings, tmp_path):
+    made = prepare_shards(open_source("folder:toy", drawings), Folder.at(tmp_path / "shards"))
+    rows = made.rows("seen", "photo")
+    actor = ray.remote(num_cpus=_CPUS)(SimpleNamespace)
+    full = [actor.remote() for _ in range(2 * int(ray.cluster_resources()["CPU"]))]
+    try:
+        ray.get([one.__ray_ready__.remote() for one in full], timeout=60)
+        assert len(rows.take_all()) == made.counts["seen/photo"]
+    finally:
+        for one in full:
+            ray.kill(one)
 
 
 def test_photos_with_one_name_or_the_same_bytes_repeat(connected, drawings, tmp_path):
