@@ -123,13 +123,13 @@ def rate_codes(
     kind = np.uint8 if distances_there_are <= 256 else np.uint16
 
     def rate(block: Ints, hits: Ints) -> NDArray[np.float64]:
-        is_hit = np.zeros(len(gallery), bool)
-        is_hit[hits] = True
         distances = np.zeros((len(block), len(gallery)), kind)
         for asked, there in zip(packed[0][block].T, packed[1].T, strict=True):
             distances += np.bitwise_count(asked[:, None] ^ there)
         positions = None
         if interpolated:
+            is_hit = np.zeros(len(gallery), bool)
+            is_hit[hits] = True
             order = distances.argsort(axis=1, kind="stable")
             positions = _hit_places(is_hit.take(order)) + 1
         of_hits = np.sort(distances[:, hits], axis=1, kind="stable")

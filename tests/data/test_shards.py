@@ -1,6 +1,7 @@
 """Finished shard folders: finding, opening and reading them."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,7 +33,8 @@ def test_rows_are_read_beside_actors_that_wait_for_them(connected, drawings, tmp
     full = [actor.remote() for _ in range(2 * int(ray.cluster_resources()["CPU"]))]
     try:
         ray.get([one.__ray_ready__.remote() for one in full], timeout=60)
-        assert len(rows.take_all()) == made.counts["seen/photo"]
+        read = ThreadPoolExecutor(1).submit(rows.take_all)
+        assert len(read.result(timeout=45)) == made.counts["seen/photo"]
     finally:
         for one in full:
             ray.kill(one)
